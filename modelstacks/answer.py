@@ -1,0 +1,132 @@
+"""Plan → the JSON object of `modelstacks plan --json`, the contract that scripts and reviews rely on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from modelstacks.plan import Alternative, Choice, Plan
+from modelstacks.price import Cost
+
+
+def answer(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data. Sizes in GiB of the fullest GPU, money in USD, tokens per replica."""
+    choice, memory, topology, load = plan.choice, plan.memory, plan.choice.topology, plan.choice.load
+    times = plan.timeouts
+    return {
+        "stack": plan.stack,
+        "model": choice.model.id,
+        "engine": choice.engine,
+        "engine_version": choice.form.version if choice.form is not None else None,
+        "tier": choice.tier,
+        "fits": plan.fits,
+        "gpu": choice.gpu.id,
+        "gpus_per_replica": topology.gpus,
+        "nodes_per_replica": plan.nodes_per_replica,
+        "tensor_parallel": topology.tensor_parallel,
+        "pipeline_parallel": topology.pipeline_parallel,
+        "replicas": plan.spec.replicas,
+        "quantization": choice.quantization,
+        "checkpoint": plan.checkpoint.repo if plan.checkpoint is not None else None,
+        "revision": plan.checkpoint.revision if plan.checkpoint is not None else None,
+        "context": load.context,
+        "concurrency": load.concurrency,
+        "kv_cache_dtype": load.kv_cache_dtype,
+        "gpu_memory_utilization": load.gpu_memory_utilization,
+        "max_num_seqs": load.max_num_seqs,
+        "max_num_batched_tokens": load.max_num_batched_tokens,
+        "memory": {
+            "gpu_gib": _gib(memory.gpu_gib),
+            "budget_gib": _gib(memory.budget_gib),
+            "weights_gib": _gib(memory.weights_gib),
+            "overhead_gib": _gib(memory.overhead_gib),
+            "overhead_parts_gib": {name: _gib(size) for name, size in memory.overhead_parts},
+            "kv_cache_gib": _gib(memory.kv_cache_gib),
+            "kv_needed_gib": _gib(memory.kv_needed_gib),
+            "kv_bytes_per_token": memory.kv_bytes_per_token,
+            "kv_cache_tokens": memory.kv_cache_tokens,
+            "max_concurrency": round(memory.max_concurrency, 2),
+            "loading_peak_gib": _gib(memory.loading_peak_gib),
+        },
+        "cost": cost(plan.cost) | {"usd_per_million_output_tokens": usd_per_million(plan)},
+        "throughput": None
+        if plan.throughput is None
+        else {
+            "output_tokens_per_s": round(plan.throughput.output_tokens_per_s, 1),
+            "concurrency": plan.throughput.concurrency,
+            "input_tokens": plan.throughput.input_tokens,
+            "output_tokens": plan.throughput.output_tokens,
+            "method": plan.throughput.method,
+        },
+        "timeouts": {
+            "download_s": times.download_s,
+            "load_s": times.load_s,
+            "startup_s": times.startup_s,
+            "ready_s": times.ready_s,
+        },
+        "refusals": [
+            {"code": r.code, "message": r.message, "need": r.need, "have": r.have, "unit": r.unit}
+            for r in plan.refusals
+        ],
+        "alternatives": [_alternative(alternative, plan) for alternative in plan.alternatives],
+        "reasons": list(plan.reasons),
+        "warnings": list(plan.warnings),
+    }
+
+
+def cost(cost: Cost) -> dict[str, Any]:
+    """Whole machines for all replicas, with the price's region, source and date."""
+    price = cost.price
+    return {
+        "usd_per_hour": _usd(cost.usd_per_hour),
+        "usd_per_month": _usd(cost.usd_per_month),
+        "machine": cost.machine.name if cost.machine is not None else None,
+        "machines": cost.machines,
+        "cloud": cost.machine.cloud if cost.machine is not None else None,
+        "region": price.region if price is not None else None,
+        "price_source": price.source if price is not None else None,
+        "price_date": price.date.isoformat() if price is not None and price.date is not None else None,
+    }
+
+
+def usd_per_million(plan: Plan) -> float | None:
+    """USD for a million output tokens at the stated concurrency; None without price, replicas or throughput."""
+    if plan.throughput is None or plan.cost.usd_per_hour is None or plan.spec.replicas == 0:
+        return None
+    tokens_per_hour = plan.throughput.output_tokens_per_s * 3600 * plan.spec.replicas
+    return round(plan.cost.usd_per_hour / tokens_per_hour * 1e6, 3)
+
+
+def options(choice: Choice, plan: Plan) -> dict[str, Any]:
+    """The stack keys that ask for exactly this configuration."""
+    return {
+        "model": choice.model.id,
+        "gpu": choice.gpu.id,
+        "gpus": choice.topology.gpus,
+        "tensorParallel": choice.topology.tensor_parallel,
+        "pipelineParallel": choice.topology.pipeline_parallel,
+        "quantization": choice.quantization,
+        "kvCacheDtype": choice.load.kv_cache_dtype,
+        "context": choice.load.context,
+        "concurrency": choice.load.concurrency,
+        "replicas": plan.spec.replicas,
+        "engine": choice.engine,
+    }
+
+
+def _alternative(alternative: Alternative, plan: Plan) -> dict[str, Any]:
+    return {
+        "change": alternative.change,
+        "options": options(alternative.choice, plan),
+        "tier": alternative.choice.tier,
+        "max_concurrency": round(alternative.max_concurrency, 2),
+        "cost": cost(alternative.cost),
+    }
+
+
+def _gib(size: float) -> float:
+    return round(size, 3)
+
+
+def _usd(dollars: float | None) -> float | None:
+    return None if dollars is None or math.isinf(dollars) else round(dollars, 4)

@@ -1,0 +1,55 @@
+"""The base of every catalogue row: frozen, strict, and never built from data that contradicts itself."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelstacks import documents
+from modelstacks.errors import BadInput, Problem
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Id = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
+
+RowT = TypeVar("RowT", bound="Row")
+
+
+class Row(BaseModel):
+    """A frozen record; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Fact(Row):
+    """One number with where and when it was seen."""
+
+    value: PositiveFloat
+    source: str = Field(min_length=1)
+    date: datetime.date | None = None
+
+
+def load_row(row_type: type[RowT], path: Path, **extra: Any) -> RowT:
+    """Build a row from a data file. Raises BadInput that names the file and the line of every problem."""
+    data = documents.read_file(path)
+    if not isinstance(data, dict):
+        raise BadInput([Problem("file", "must hold a mapping")], source=str(path))
+    try:
+        return row_type(**{**data, **extra})
+    except (ValidationError, TypeError) as error:
+        raise BadInput(_problems(error, documents.read_text(path)), source=str(path)) from None
+
+
+def _problems(error: ValidationError | TypeError, text: str) -> list[Problem]:
+    if isinstance(error, TypeError):
+        return [Problem("file", str(error))]
+    problems = []
+    for detail in error.errors(include_url=False, include_context=False):
+        path = [step for step in detail["loc"] if isinstance(step, str | int)]
+        line = documents.line_of(text, path)
+        where = ".".join(map(str, path)) or "file"
+        problems.append(Problem(f"line {line}, {where}" if line else where, detail["msg"], detail.get("input")))
+    return problems

@@ -1,0 +1,84 @@
+"""Reads the data folders into one catalogue; a file is read when it is first asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from modelstacks import documents, project
+from modelstacks.catalog.hardware import Gpu, Machine
+from modelstacks.catalog.models import Model
+from modelstacks.catalog.row import load_row
+from modelstacks.catalog.versions import CloudKind, EngineForm, Versions
+from modelstacks.errors import BadInput, Problem
+
+
+class Catalog:
+    """Models, GPUs, clouds and versions found under one data root. Treat it as a value: it never changes."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or project.data_root()
+        self.templates = self.root / "templates"
+        self._models: dict[str, Model] = {}
+
+    @cached_property
+    def model_ids(self) -> tuple[str, ...]:
+        """Every model id, sorted."""
+        return tuple(sorted(path.stem for path in (self.templates / "models").glob("*.yaml")))
+
+    def model(self, model_id: str) -> Model:
+        """The template of one model. Raises BadInput with the nearest names for an unknown id."""
+        if model_id not in self._models:
+            if model_id not in self.model_ids:
+                raise BadInput([self.unknown_model(model_id)], source="model", next_step="modelstacks models")
+            path = self.templates / "models" / f"{model_id}.yaml"
+            self._models[model_id] = load_row(Model, path, id=model_id)
+        return self._models[model_id]
+
+    def unknown_model(self, model_id: str) -> Problem:
+        """Why a model id is refused: it never existed, or the nearest one that does."""
+        hints: Mapping[str, str] = self._missing_models
+        if model_id in hints:
+            return Problem("model", hints[model_id], model_id, allowed=", ".join(self.model_ids))
+        near = difflib.get_close_matches(model_id.lower().replace("_", "-"), self.model_ids, n=1, cutoff=0.5)
+        return Problem(
+            "model", f"{model_id!r} is not in the catalogue", model_id,
+            allowed=", ".join(self.model_ids), suggestion=near[0] if near else None,
+        )  # fmt: skip
+
+    @cached_property
+    def _missing_models(self) -> dict[str, str]:
+        return dict(documents.read_file(self.templates / "missing-models.yaml") or {})
+
+    @cached_property
+    def gpus(self) -> dict[str, Gpu]:
+        """Every GPU type by id, in file order."""
+        paths = sorted((self.root / "hardware").glob("*.yaml"))
+        return {path.stem: load_row(Gpu, path, id=path.stem) for path in paths}
+
+    @cached_property
+    def gpu_ids(self) -> tuple[str, ...]:
+        """Every GPU id, sorted; reads no file."""
+        return tuple(sorted(path.stem for path in (self.root / "hardware").glob("*.yaml")))
+
+    @cached_property
+    def machines(self) -> tuple[Machine, ...]:
+        """Every machine type of every GPU."""
+        return tuple(machine for gpu in self.gpus.values() for machine in gpu.machines)
+
+    @cached_property
+    def versions(self) -> Versions:
+        """Engine, image and operator versions."""
+        return load_row(Versions, self.templates / "versions.yaml")
+
+    @cached_property
+    def clouds(self) -> dict[str, CloudKind]:
+        """Every cloud kind by id."""
+        paths = sorted((self.templates / "clouds").glob("*.yaml"))
+        return {path.stem: load_row(CloudKind, path, id=path.stem) for path in paths}
+
+    def engine_form(self, engine: str, tier: str) -> EngineForm | None:
+        """The form of `engine` that runs in `tier`, or None when there is none."""
+        return self.versions.engines[engine].get(self.versions.tiers[tier].form)

@@ -1,0 +1,279 @@
+"""The commands of `modelstacks`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from modelstacks import documents, project, spec
+from modelstacks.catalog import Catalog
+from modelstacks.cli.local import local_app
+from modelstacks.errors import EXIT_FAULT, EXIT_REFUSED, BadInput, Problem
+from modelstacks.plan import Plan, plan
+from modelstacks.spec import StackSpec
+
+app = typer.Typer(
+    help="Deploy open LLMs on GPU Kubernetes clusters, with proof that the plan fits before the money is spent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(local_app, name="local")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Stacks = Annotated[Optional[list[str]], typer.Argument(help="Stack names; all of them with --all.")]  # noqa: UP045
+All = Annotated[bool, typer.Option("--all", help="Every stack of the project.")]
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models of the catalogue with their checkpoints, licence and default profile."""
+    catalog = Catalog()
+    rows = [catalog.model(model_id) for model_id in catalog.model_ids]
+    if as_json:
+        _print_json([model.model_dump(mode="json") for model in rows])
+        return
+    from modelstacks.cli import tables
+
+    tables.models(rows)
+
+
+@app.command()
+def gpus(as_json: Json = False) -> None:
+    """List the GPU types with what an engine sees of them and the machines that carry them."""
+    catalog = Catalog()
+    if as_json:
+        _print_json([gpu.model_dump(mode="json") for gpu in catalog.gpus.values()])
+        return
+    from modelstacks.cli import tables
+
+    tables.gpus(list(catalog.gpus.values()))
+
+
+@app.command(name="plan")
+def plan_command(
+    name: Annotated[Optional[str], typer.Argument(help="A stack, or a model of the catalogue.")] = None,  # noqa: UP045
+    model: Annotated[Optional[str], typer.Option(help="Plan this bare model, whatever stacks exist.")] = None,  # noqa: UP045
+    gpu: Annotated[Optional[str], typer.Option(help="GPU type, see `modelstacks gpus`.")] = None,  # noqa: UP045
+    gpus: Annotated[Optional[str], typer.Option(help="GPUs per replica.")] = None,  # noqa: UP045
+    tensor_parallel: Annotated[Optional[str], typer.Option(help="Ranks inside a node.")] = None,  # noqa: UP045
+    pipeline_parallel: Annotated[Optional[str], typer.Option(help="Pipeline stages.")] = None,  # noqa: UP045
+    quantization: Annotated[Optional[str], typer.Option(help=", ".join(spec.QUANTIZATIONS))] = None,  # noqa: UP045
+    kv_cache_dtype: Annotated[Optional[str], typer.Option(help="auto, fp8, or the engine's own names.")] = None,  # noqa: UP045
+    gpu_memory_utilization: Annotated[Optional[str], typer.Option(help="Share of the card, 0 to 1.")] = None,  # noqa: UP045
+    max_num_batched_tokens: Annotated[Optional[str], typer.Option(help="Tokens per engine step.")] = None,  # noqa: UP045
+    max_num_seqs: Annotated[Optional[str], typer.Option(help="Requests per engine step.")] = None,  # noqa: UP045
+    context: Annotated[Optional[str], typer.Option(help="Tokens per request that must fit.")] = None,  # noqa: UP045
+    concurrency: Annotated[Optional[str], typer.Option(help="Such requests at once that must fit.")] = None,  # noqa: UP045
+    replicas: Annotated[Optional[str], typer.Option(help="Copies of the server.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], typer.Option(help="vllm or tgi.")] = None,  # noqa: UP045
+    engine_version: Annotated[Optional[str], typer.Option(help="The engine version to plan for.")] = None,  # noqa: UP045
+    cloud: Annotated[Optional[str], typer.Option(help="Cloud kind, see docs/stack-file.md.")] = None,  # noqa: UP045
+    budget_usd_per_month: Annotated[Optional[str], typer.Option(help="Refuse above this.")] = None,  # noqa: UP045
+    accepted_license: Annotated[Optional[str], typer.Option(help="The licence id you accept.")] = None,  # noqa: UP045
+    namespace: Annotated[Optional[str], typer.Option(help="Where the stack would live.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Decide a deployment, or refuse it in numbers and name the nearest plans that fit."""
+    given = {
+        "gpu": gpu, "gpus": gpus, "tensorParallel": tensor_parallel, "pipelineParallel": pipeline_parallel,
+        "quantization": quantization, "kvCacheDtype": kv_cache_dtype,
+        "gpuMemoryUtilization": _as_number(gpu_memory_utilization), "maxNumBatchedTokens": max_num_batched_tokens,
+        "maxNumSeqs": max_num_seqs, "context": context, "concurrency": concurrency, "replicas": replicas,
+        "engine": engine, "engineVersion": engine_version, "cloud": {"kind": cloud} if cloud is not None else None,
+        "budgetUsdPerMonth": _as_number(budget_usd_per_month), "acceptedLicense": accepted_license,
+        "namespace": namespace,
+    }  # fmt: skip
+    overrides = {key: value for key, value in given.items() if value is not None}
+    catalog = Catalog()
+    stack, asked = _question(name, model, overrides, catalog)
+    decided = _decide(asked, catalog, stack)
+    if as_json:
+        from modelstacks.answer import answer
+
+        _print_json(answer(decided))
+    else:
+        from modelstacks.cli import tables
+
+        tables.plan(decided)
+    if decided.refusals:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def render(
+    stacks: Stacks = None,
+    all_stacks: All = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 unless rendered/ is current.")] = False,
+) -> None:
+    """Write rendered/<stack>: the manifests that would be applied, and plan.md for the reviewer."""
+    from modelstacks import review
+
+    folder = project.root()
+    stale = []
+    refused = False
+    for stack, decided, catalog in _plans(folder, stacks, all_stacks):
+        if decided.refusals:
+            refused = True
+            _print_refusals(stack, decided)
+            continue
+        fresh = review.files(decided, catalog, stack)
+        target = project.rendered_dir(folder, stack)
+        changed = review.differences(fresh, target) if check else review.store(fresh, target)
+        stale += [stack] if check and changed else []
+        words = ", ".join(f"{difference.file} {difference.change}" for difference in changed) or "current"
+        typer.echo(f"rendered/{stack}: {words}")
+        if check:
+            for difference in changed:
+                typer.echo(difference.diff)
+    if all_stacks:
+        stale += _leftovers(folder, check)
+    if stale:
+        typer.echo(f"not current: {', '.join(stale)}; run `make render` and commit the result", err=True)
+        raise typer.Exit(EXIT_FAULT)
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def diff(stacks: Stacks = None, all_stacks: All = False) -> None:
+    """Show how a fresh render differs from rendered/<stack>; writes nothing and exits 0."""
+    from modelstacks import review
+
+    folder = project.root()
+    for stack, decided, catalog in _plans(folder, stacks, all_stacks):
+        if decided.refusals:
+            _print_refusals(stack, decided)
+            continue
+        changed = review.differences(review.files(decided, catalog, stack), project.rendered_dir(folder, stack))
+        typer.echo("\n".join(d.diff for d in changed) if changed else f"rendered/{stack} is current")
+
+
+@app.command()
+def cost(stacks: Stacks = None, all_stacks: All = False, as_json: Json = False) -> None:
+    """What stacks cost: machines, USD an hour and a month, with source and date of each price."""
+    from modelstacks import answer
+
+    rows = [(stack, decided) for stack, decided, _ in _plans(project.root(), stacks, all_stacks)]
+    if as_json:
+        _print_json([
+            {"stack": stack, **answer.cost(decided.cost), "usd_per_million_output_tokens": answer.usd_per_million(decided)}
+            for stack, decided in rows
+        ])  # fmt: skip
+        return
+    from modelstacks.cli import tables
+
+    tables.costs(rows)
+
+
+@app.command()
+def init(
+    stack: Annotated[str, typer.Argument(help="The new stack's name.")],
+    model: Annotated[str, typer.Option(help="A model of the catalogue.")],
+    gpu: Annotated[Optional[str], typer.Option(help="GPU type; the cheapest that fits when left out.")] = None,  # noqa: UP045
+) -> None:
+    """Write stacks/Pulumi.<stack>.yaml for a model, filled in from its plan. Never overwrites a file."""
+    from modelstacks.answer import options
+
+    catalog = Catalog()
+    spec.check_stack_name(stack)
+    folder = project.root()
+    target = project.stacks_dir(folder) / f"Pulumi.{stack}.yaml"
+    if stack in spec.stack_names(folder):
+        problem = Problem("stack", f"stacks/Pulumi.{stack}.yaml exists already", stack)
+        raise BadInput([problem], source="init", next_step="choose another name, or edit that file")
+    asked = spec.parse({"model": model} | ({"gpu": gpu} if gpu else {}), catalog, source="init")
+    decided = _decide(asked, catalog, None)
+    if not decided.fits:
+        _print_refusals(stack, decided)
+        raise typer.Exit(EXIT_REFUSED)
+    chosen = options(decided.choice, decided)
+    kept = ("model", "gpu", "quantization", "context", "concurrency", "replicas", "engine")
+    config = {f"{spec.NAMESPACE}:{key}": chosen[key] for key in kept}
+    licence = decided.choice.model.licence
+    header = f"# {decided.choice.model.name}; see `modelstacks plan {stack}`.\n"
+    if licence.must_accept:
+        header += f"# Licence {licence.name}: {'; '.join(licence.terms)}.\n"
+        header += f"# If you accept it, add modelstacks:acceptedLicense: {licence.id}\n"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(header + documents.write({"config": config}), encoding="utf-8")
+    typer.echo(f"wrote {target.relative_to(folder)}\nnext: modelstacks plan {stack}, then make render")
+
+
+def _question(
+    name: str | None, model: str | None, overrides: dict[str, Any], catalog: Catalog
+) -> tuple[str | None, StackSpec]:
+    """The stack (if any) and spec that a plan question means: a stack of that name wins over a model."""
+    if (name is None) == (model is None):
+        problem = Problem("name", "give one stack or model, or --model ID")
+        raise BadInput([problem], source="plan", next_step="modelstacks models")
+    if name is not None:
+        folder = project.root()
+        if name in spec.stack_names(folder):
+            path = spec.stack_file(folder, name)
+            return name, spec.parse_file(path, catalog, overlay=overrides)
+        if name not in catalog.model_ids:
+            unknown = catalog.unknown_model(name)
+            stacks = ", ".join(spec.stack_names(folder)) or "none"
+            problem = Problem("name", f"{unknown.message}; no stack has that name either", name, None, unknown.suggestion)
+            raise BadInput(
+                [problem, Problem("models", f"known are {unknown.allowed}"), Problem("stacks", f"known are {stacks}")],
+                source="plan", next_step="modelstacks models",
+            )  # fmt: skip
+    return None, spec.parse({"model": model or name, **overrides}, catalog, source="plan")
+
+
+def _plans(folder: Path, stacks: list[str] | None, all_stacks: bool) -> list[tuple[str, Plan, Catalog]]:
+    """The plans of the named stacks, every one of them parsed before the first is used."""
+    names = spec.stack_names(folder) if all_stacks else tuple(stacks or ())
+    if not names:
+        raise BadInput([Problem("stack", "name a stack, or --all")], source="command line")
+    catalog = Catalog()
+    asked = [(name, spec.parse_file(spec.stack_file(folder, name), catalog)) for name in names]
+    return [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
+
+
+def _decide(asked: StackSpec, catalog: Catalog, stack: str | None, *, dated: bool = True) -> Plan:
+    """The plan; warnings that depend on today's date only where a person reads them today."""
+    import datetime
+
+    return plan(asked, catalog, stack=stack, today=datetime.date.today() if dated else None)
+
+
+def _leftovers(folder: Path, check: bool) -> list[str]:
+    """Folders under rendered/ whose stack is gone: removed, or reported with --check."""
+    import shutil
+
+    rendered = folder / "rendered"
+    known = set(spec.stack_names(folder))
+    gone = [path for path in sorted(rendered.iterdir()) if path.is_dir() and path.name not in known] if rendered.is_dir() else []
+    for path in gone:
+        if not check:
+            shutil.rmtree(path)
+            typer.echo(f"rendered/{path.name}: removed, its stack is gone")
+    return [path.name for path in gone] if check else []
+
+
+def _print_refusals(stack: str, decided: Plan) -> None:
+    typer.echo(f"{stack}: refused", err=True)
+    for refusal in decided.refusals:
+        typer.echo(f"  {refusal.code}: {refusal.message}", err=True)
+    for alternative in decided.alternatives:
+        typer.echo(f"  would fit: {alternative.change}", err=True)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")
+
+
+def _as_number(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,119 @@
+"""Turns YAML text into plain data and back: one strict reader, one stable writer, for every file of the project."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modelstacks.errors import BadInput, Problem
+
+# The C parser is about eight times faster and ships with every PyYAML wheel; source builds may lack it.
+_Parser: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Emitter: type = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Reader(_Parser):  # type: ignore[misc]  # the base is chosen at run time
+    """A safe loader that refuses a mapping with the same key twice, which YAML would let pass in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+def read(text: str, *, source: str) -> list[Any]:
+    """Parse every document of `text`; empty documents are left out.
+
+    Raises BadInput with file and line when the text is not YAML or repeats a key.
+    """
+    try:
+        return [document for document in yaml.load_all(text, Loader=_Reader) if document is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput([_yaml_problem(error)], source=source) from None
+
+
+def read_file(path: Path) -> Any:
+    """The single document of a YAML file, None when it is empty. Raises BadInput naming the file."""
+    documents = read(read_text(path), source=str(path))
+    if len(documents) > 1:
+        raise BadInput([Problem("---", f"holds {len(documents)} documents, one is expected")], source=str(path))
+    return documents[0] if documents else None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; unreadable or not UTF-8 becomes BadInput."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInput([Problem("file", f"cannot be read: {reason}")], source=str(path)) from None
+
+
+def line_of(text: str, path: Iterable[str | int]) -> int | None:
+    """The 1-based line where the value at `path` begins (or the deepest part of it that exists)."""
+    try:
+        node = yaml.compose(text, Loader=_Parser)
+    except (yaml.YAMLError, RecursionError):
+        return None
+    if node is None:
+        return None
+    line = node.start_mark.line + 1
+    for step in path:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = (node.value[step], node.value[step])
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
+def _yaml_problem(error: Exception) -> Problem:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "file"
+    what = getattr(error, "problem", None) or ("nested too deeply" if isinstance(error, RecursionError) else str(error))
+    return Problem(where, f"is not valid YAML: {what}")
+
+
+# Plain style is kept for text that no YAML 1.1 or 1.2 parser reads as anything but a string: a letter first,
+# then a narrow alphabet, and none of the boolean, null or float words. The rest is double-quoted.
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*\Z")
+_NOT_PLAIN = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|none|nan|inf|\.nan|\.inf|infinity)\Z|[eE]?[0-9.]*[eE][0-9]")
+
+
+class _Writer(_Emitter):  # type: ignore[misc]  # the base is chosen at run time
+    """A safe dumper without aliases whose strings survive every YAML parser."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    if "\n" in text and not re.search(r"[^\S\n]\n|[^\x09\x0a\x20-\x7e]|\t", text) and text[:1] not in " \n":
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
+    if _PLAIN.match(text) and not _NOT_PLAIN.match(text):
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+_Writer.add_representer(str, _represent_str)  # type: ignore[attr-defined]
+
+
+def write(document: Any) -> str:
+    """One YAML document as text, keys in the given order, byte-identical from run to run."""
+    text = yaml.dump(
+        document, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=2**31 - 1, default_flow_style=False
+    )
+    return str(text)

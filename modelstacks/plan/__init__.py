@@ -1,0 +1,184 @@
+"""StackSpec → Plan: the decided deployment with its reasons, or a refusal with the nearest plans that fit."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from dataclasses import replace
+
+from modelstacks import price
+from modelstacks.catalog import Catalog, Model
+from modelstacks.errors import BadInput, Problem
+from modelstacks.plan import choose
+from modelstacks.plan.check import Checked, estimate, timeouts
+from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
+from modelstacks.spec import StackSpec
+
+__all__ = ["Alternative", "Choice", "Plan", "Refusal", "Timeouts", "plan"]
+
+
+def plan(
+    spec: StackSpec, catalog: Catalog, *, stack: str | None = None, today: datetime.date | None = None
+) -> Plan:
+    """Decide the deployment of a stack, or of a bare model when `stack` is None.
+
+    Prices are called old as of `today`; without it the answer does not depend on the day it is asked.
+
+    The answer carries its refusals; only input that cannot be understood raises (BadInput).
+    """
+    model = catalog.model(spec.model)
+    kind = catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None
+    market = price.market(spec.cloud, kind)
+    if kind is not None and kind.simulated:
+        market = _simulated_market(market, spec, catalog)
+    checked = list(choose.candidates(spec, catalog, model, market))
+    chosen = choose.best(checked)
+    decided = chosen or choose.closest(checked, model)
+    _check_engine_version(spec, decided)
+
+    plan = _plan(spec, catalog, stack, decided)
+    policy = _policy_refusals(spec, model, plan)
+    if stack is not None:
+        plan = replace(plan, refusals=(*plan.refusals, *policy))
+    else:
+        plan = replace(plan, warnings=(*plan.warnings, *(refusal.message for refusal in policy)))
+    warnings = (*plan.warnings, *_warnings(plan, today))
+    reasons = _reasons(spec, checked, decided) if chosen else ()
+    nearest = () if plan.fits else tuple(choose.alternatives(decided, spec, catalog, market))
+    return replace(plan, warnings=warnings, reasons=reasons, alternatives=nearest)
+
+
+def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked) -> Plan:
+    choice = decided.choice
+    checkpoints = choice.model.checkpoints
+    origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
+    return Plan(
+        spec=spec,
+        stack=stack,
+        choice=choice,
+        tier_form=catalog.versions.tiers[choice.tier],
+        cloud=catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None,
+        checkpoint=checkpoints.get(origin),
+        weights_gib=decided.weights.total_gib,
+        memory=decided.memory,
+        cost=decided.cost,
+        throughput=estimate(decided),
+        timeouts=timeouts(catalog, decided),
+        nodes_per_replica=price.nodes_per_replica(choice.gpu, choice.topology),
+        gpus_per_node=price.gpus_per_node(choice.gpu, choice.topology),
+        refusals=decided.refusals,
+        hf_overrides=_hf_overrides(choice),
+    )
+
+
+def _simulated_market(market: price.Market, spec: StackSpec, catalog: Catalog) -> price.Market:
+    """Simulated nodes imitate one cloud's machines, or any cloud's for a GPU that this cloud does not rent out."""
+    gpus = [catalog.gpus[spec.gpu]] if spec.gpu else list(catalog.gpus.values())
+    carried = any(machine.cloud == market.cloud for gpu in gpus for machine in gpu.machines)
+    return market if carried else replace(market, cloud=None, orderable=False)
+
+
+def _hf_overrides(choice: Choice) -> dict[str, object]:
+    """The config override that stretches the context; empty when the config's own context is enough.
+
+    Since vllm#56446 the stretched length is no longer derived from the factor, so it is stated too.
+    """
+    architecture = choice.model.architecture
+    scaling = architecture.rope_scaling
+    if scaling is None or choice.load.context <= architecture.max_context:
+        return {}
+    factor = float(math.ceil(choice.load.context / scaling.original))
+    return {
+        "max_position_embeddings": choice.load.context,
+        "rope_parameters": {
+            "rope_type": scaling.kind,
+            "factor": factor,
+            "original_max_position_embeddings": scaling.original,
+            "rope_theta": scaling.rope_theta,
+        },
+    }
+
+
+def _check_engine_version(spec: StackSpec, decided: Checked) -> None:
+    form = decided.choice.form
+    asked = spec.engine_version
+    if asked is not None and form is not None and asked != form.version:
+        text = f"{asked!r}: no memory figures for {form.engine} {asked} in the {decided.choice.tier} tier"
+        problem = Problem("modelstacks:engineVersion", text, asked, allowed=form.version)
+        raise BadInput([problem], source="engineVersion")
+
+
+def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]:
+    refusals = []
+    licence = model.licence
+    accepted = spec.accepted_license
+    if (licence.must_accept and accepted is None) or (accepted is not None and accepted.lower() != licence.id.lower()):
+        said = f"acceptedLicense is {accepted}" if accepted else "acceptedLicense is missing"
+        terms = f" It asks: {'; '.join(licence.terms)}." if licence.terms else ""
+        text = f"{said}; {model.name} is under {licence.name}: set modelstacks:acceptedLicense: {licence.id}.{terms}"
+        refusals.append(Refusal("license-not-accepted", text))
+    month, budget = plan.cost.usd_per_month, spec.budget_usd_per_month
+    if budget is not None and month is not None and month > budget:
+        text = f"{spec.replicas} × {plan.choice.topology.gpus} {plan.choice.gpu.id} cost ${month:,.0f} a month, "
+        text += f"the budget is ${budget:,.0f}"
+        refusals.append(Refusal("over-budget", text, round(month, 2), budget, "USD per month"))
+    return refusals
+
+
+def _warnings(plan: Plan, today: datetime.date | None) -> list[str]:
+    choice, cost = plan.choice, plan.cost
+    form, gpu = choice.form, choice.gpu
+    warnings = []
+    if form is not None and form.warning:
+        warnings.append(form.warning)
+    if choice.topology.tensor_parallel > 1 and gpu.interconnect.kind == "pcie":
+        note = gpu.interconnect.note or "the machine has no NVLink"
+        warnings.append(f"tensor parallel over PCIe ({gpu.interconnect.gb_per_s:.0f} GB/s): {note}; expect slower steps")
+    if plan.spec.budget_usd_per_month is not None and cost.usd_per_month is None:
+        warnings.append("no price is known, so the budget cannot be checked")
+    if cost.price is not None:
+        if cost.price.date is None:
+            warnings.append(f"the price of {_machine(plan)} is undated ({cost.price.source})")
+        elif today is not None and cost.is_old(today):
+            warnings.append(f"the price of {_machine(plan)} is of {cost.price.date}, more than 90 days old")
+    elif choice.gpu.machines:
+        warnings.append("no price is known for this machine, region or cloud")
+    held = cost.machine.gpus * cost.machines if cost.machine is not None else plan.gpus
+    if held > plan.gpus and plan.spec.replicas:
+        warnings.append(f"{held - plan.gpus} of {held} GPUs paid for stay idle: {_machine(plan)} is rented whole")
+    if choice.quantization in choice.model.quantize_at_load:
+        origin = choice.model.quantize_at_load[choice.quantization]
+        warnings.append(f"no {choice.quantization} checkpoint is published: made from {origin} while loading")
+    if plan.checkpoint is not None and plan.checkpoint.size_kind == "computed":
+        warnings.append(f"the size of {plan.checkpoint.repo} is computed, not published")
+    if plan.hf_overrides:
+        original = choice.model.architecture.max_context
+        warnings.append(f"context beyond {original} stretches RoPE, which can cost quality on short prompts")
+    return warnings
+
+
+def _machine(plan: Plan) -> str:
+    machine = plan.cost.machine
+    return f"{machine.cloud} {machine.name}" if machine is not None else plan.choice.gpu.id
+
+
+def _reasons(spec: StackSpec, checked: list[Checked], decided: Checked) -> tuple[str, ...]:
+    choice, cost = decided.choice, decided.cost
+    memory = decided.memory
+    reasons = [
+        f"{memory.weights_gib:.1f} GiB weights + {memory.overhead_gib:.1f} GiB overhead leave "
+        f"{memory.kv_cache_gib:.1f} of {memory.budget_gib:.1f} GiB per GPU for the KV cache; "
+        f"{choice.load.concurrency} × {choice.load.context} tokens need {memory.kv_needed_gib:.1f} GiB"
+    ]
+    fitting = sum(candidate.fits for candidate in checked)
+    if len(checked) > 1:
+        price_text = "" if cost.usd_per_hour is None else f" at ${cost.usd_per_hour:,.2f}/h"
+        reasons.append(f"cheapest of {fitting} that fit{price_text}, of {len(checked)} looked at")
+        same = [c for c in checked if c.choice.gpu.id == choice.gpu.id and c.choice.quantization == choice.quantization]
+        smaller = [c for c in same if c.choice.topology.gpus < choice.topology.gpus and c.refusals]
+        if smaller:
+            last = smaller[-1]
+            reasons.append(f"{last.choice.topology.gpus} × {choice.gpu.id} is too small: {last.refusals[0].message}")
+    if spec.gpus is not None:
+        reasons.append(f"{spec.gpus} GPUs per replica were asked for")
+    return tuple(reasons)

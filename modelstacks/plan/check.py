@@ -1,0 +1,269 @@
+"""Checks one complete choice: builds its plan with every refusal that hardware, engine or arithmetic gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from modelstacks import fit, price, throughput
+from modelstacks.catalog import Catalog, EngineForm, Gpu, Model, Profile
+from modelstacks.fit import GIB, WIDE_BYTES, Load, Memory, Topology, Weights
+from modelstacks.plan.values import Choice, Refusal, Timeouts
+from modelstacks.spec import StackSpec
+
+# Served bytes per weight when an engine quantizes while loading; embeddings and output layer stay 16-bit.
+_AT_LOAD_BYTES = {"fp8": 1.0, "int8": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the arithmetic says of a choice; cheap enough to compute for every candidate."""
+
+    choice: Choice
+    weights: Weights
+    memory: Memory
+    refusals: tuple[Refusal, ...]
+    cost: price.Cost
+
+    @property
+    def fits(self) -> bool:
+        """No refusal at all from hardware or engine."""
+        return not self.refusals
+
+
+def tier_of(gpu: Gpu, topology: Topology) -> str:
+    """The tier follows from where the GPUs are: one, several in a node, several nodes."""
+    if topology.gpus == 1:
+        return "single-gpu"
+    return "tensor-parallel" if price.nodes_per_replica(gpu, topology) == 1 else "ray"
+
+
+def profile_for(model: Model, gpu: str | None, quantization: str | None) -> Profile:
+    """The profile that speaks most closely of a GPU and a quantization; the first one when none does."""
+
+    def distance(profile: Profile) -> int:
+        off_gpu = gpu is not None and profile.gpu != gpu
+        off_quantization = quantization is not None and profile.quantization != quantization
+        return 2 * off_gpu + off_quantization
+
+    return min(model.profiles, key=distance)
+
+
+def choice_for(
+    spec: StackSpec, catalog: Catalog, model: Model, gpu: Gpu, quantization: str, topology: Topology
+) -> Choice:
+    """Fill in everything the user left open for one GPU, quantization and topology."""
+    profile = profile_for(model, gpu.id, quantization)
+    engine = spec.engine or profile.engine
+    tier = tier_of(gpu, topology)
+    form = catalog.engine_form(engine, tier)
+    numbers = form or next(iter(catalog.versions.engines[engine].values()))
+    context = spec.context or profile.context
+    concurrency = spec.concurrency or profile.concurrency
+    load = Load(
+        context=context,
+        concurrency=concurrency,
+        kv_cache_dtype=spec.kv_cache_dtype,
+        gpu_memory_utilization=spec.gpu_memory_utilization or numbers.gpu_memory_utilization,
+        max_num_seqs=spec.max_num_seqs or max(numbers.max_num_seqs, concurrency),
+        max_num_batched_tokens=spec.max_num_batched_tokens or _batched_tokens(numbers, gpu, context),
+    )
+    return Choice(model, gpu, engine, tier, form, quantization, topology, load)
+
+
+def _batched_tokens(form: EngineForm, gpu: Gpu, context: int) -> int:
+    size = "large" if gpu.memory_gib.value >= 70 else "small"
+    tokens = form.batched_tokens[size]
+    # An engine that cannot cut a prompt into chunks must profile with the longest one.
+    return max(tokens, context) if form.prefills_whole_prompt else tokens
+
+
+def with_context(load: Load, context: int, form: EngineForm, gpu: Gpu) -> Load:
+    """The same load for another context, and what follows from it in this engine."""
+    if not form.prefills_whole_prompt:
+        return replace(load, context=context)
+    return replace(load, context=context, max_num_batched_tokens=_batched_tokens(form, gpu, context))
+
+
+def weights_of(choice: Choice) -> Weights:
+    """Served and loading bytes of a choice's quantization; the 16-bit checkpoint when nothing better is known."""
+    model, quantization = choice.model, choice.quantization
+    published = model.checkpoints.get(quantization)
+    if published is not None:
+        return Weights(published.size_gib)
+    origin = model.checkpoints[model.quantize_at_load.get(quantization, next(iter(model.checkpoints)))]
+    architecture = model.architecture
+    ends = (1 if architecture.tied_embeddings else 2) * architecture.vocab * architecture.hidden
+    body = max(architecture.parameters - ends, 0)
+    served = (body * _AT_LOAD_BYTES.get(quantization, 1.0) + ends * WIDE_BYTES) / GIB
+    how = choice.form.quantize_at_load.get(quantization) if choice.form is not None else None
+    return Weights(served, origin.size_gib, one_layer_at_a_time=how is not None and how.holds == "one-layer")
+
+
+def check(choice: Choice, replicas: int, market: price.Market, catalog: Catalog) -> Checked:
+    """The ledger, the cost and every refusal of one choice."""
+    weights = weights_of(choice)
+    kv_known = choice.form is not None and choice.load.kv_cache_dtype in choice.form.kv_cache_dtypes
+    numbers = choice.form or next(iter(catalog.versions.engines[choice.engine].values()))
+    load = choice.load if kv_known or choice.load.kv_cache_dtype in numbers.kv_cache_dtypes else replace(choice.load, kv_cache_dtype="auto")
+    memory = fit.memory(choice.model.architecture, choice.gpu, numbers, weights, choice.topology, load)
+    refusals = (
+        *_engine_refusals(choice),
+        *_precision_refusals(choice),
+        *_shape_refusals(choice),
+        *_memory_refusals(choice, numbers, weights, memory),
+    )
+    cost = price.cost(choice.gpu, choice.topology, replicas, market)
+    if market.orderable and cost.machine is None:
+        where = f"{market.cloud or 'any cloud'}"
+        carried = sorted({m.name for m in choice.gpu.machines if m.cloud == market.cloud})
+        per_node = price.gpus_per_node(choice.gpu, choice.topology)
+        text = f"{where} has no machine type with {per_node} × {choice.gpu.id} in this catalogue"
+        if carried:
+            text += f"; it has {', '.join(carried)}"
+        refusals = (*refusals, Refusal("machine-unavailable", text, per_node, 0, "GPUs per machine"))
+    return Checked(choice, weights, memory, refusals, cost)
+
+
+def _engine_refusals(choice: Choice) -> list[Refusal]:
+    model, gpu, form = choice.model, choice.gpu, choice.form
+    if choice.engine in model.engine_refusals:
+        return [Refusal("engine-unsupported", f"{choice.engine}: {model.engine_refusals[choice.engine]}")]
+    if form is None:
+        text = f"{choice.engine} has no form for the {choice.tier} tier ({choice.topology.gpus} GPUs)"
+        node = gpu.max_gpus_per_node
+        return [Refusal("engine-unsupported", text, choice.topology.gpus, node, "GPUs")]
+    if gpu.compute_capability < form.min_compute_capability:
+        text = f"{choice.engine} {form.version} needs compute capability {form.min_compute_capability}, "
+        text += f"{gpu.id} has {gpu.compute_capability}"
+        need, have = form.min_compute_capability, gpu.compute_capability
+        return [Refusal("engine-unsupported", text, need, have, "compute capability")]
+    return []
+
+
+def _precision_refusals(choice: Choice) -> list[Refusal]:
+    model, gpu, form, quantization = choice.model, choice.gpu, choice.form, choice.quantization
+    refusals = []
+    if quantization not in model.quantizations:
+        text = f"no {quantization} checkpoint of {model.id} is known; known: {', '.join(model.quantizations)}"
+        refusals.append(Refusal("quantization-unavailable", text))
+    elif quantization in model.quantize_at_load and form is not None and quantization not in form.quantize_at_load:
+        text = f"no {quantization} checkpoint of {model.id} is published, and {choice.engine} cannot make one at load"
+        refusals.append(Refusal("quantization-unavailable", text))
+    if quantization not in gpu.weight_formats:
+        text = f"{gpu.id} runs {', '.join(gpu.weight_formats)}, not {quantization}"
+        refusals.append(Refusal("precision-unsupported", text))
+    dtype = choice.load.kv_cache_dtype
+    if form is not None and dtype not in form.kv_cache_dtypes:
+        text = f"{choice.engine} {form.version} has KV cache types {', '.join(form.kv_cache_dtypes)}, not {dtype}"
+        refusals.append(Refusal("precision-unsupported", text))
+    elif dtype not in gpu.kv_cache_dtypes:
+        text = f"{gpu.id} keeps a KV cache in {', '.join(gpu.kv_cache_dtypes)}, not {dtype}"
+        refusals.append(Refusal("precision-unsupported", text))
+    return refusals
+
+
+def _shape_refusals(choice: Choice) -> list[Refusal]:
+    architecture, gpu, topology = choice.model.architecture, choice.gpu, choice.topology
+    tensor, pipeline = topology.tensor_parallel, topology.pipeline_parallel
+    refusals = []
+    if tensor > gpu.max_gpus_per_node:
+        text = f"tensor parallel {tensor} leaves the node: a {gpu.id} machine has {gpu.max_gpus_per_node} GPUs"
+        have = gpu.max_gpus_per_node
+        refusals.append(Refusal("tensor-parallel-beyond-node", text, tensor, have, "GPUs in a node"))
+    for name, count in (("attention heads", architecture.heads), ("KV heads", architecture.kv_heads)):
+        shared = name == "KV heads" and (architecture.mla is not None or tensor % count == 0)
+        if count % tensor and not shared:
+            divisors = ", ".join(str(n) for n in range(1, gpu.max_gpus_per_node + 1) if count % n == 0)
+            text = f"{count} {name} cannot be cut into {tensor} equal parts; tensor parallel {divisors} can"
+            refusals.append(Refusal("heads-not-divisible", text, tensor, count, name))
+            break
+    if pipeline > architecture.layers:
+        text = f"{pipeline} pipeline stages, but the model has {architecture.layers} layers"
+        refusals.append(Refusal("layers-too-few", text, pipeline, architecture.layers, "layers"))
+    context = choice.load.context
+    stretched = choice.form is None or choice.form.stretches_rope
+    limit = architecture.context_limit if stretched else architecture.max_context
+    if context > limit:
+        text = f"context {context} is beyond the model's {architecture.max_context}"
+        if architecture.context_limit > architecture.max_context:
+            text += f" (up to {architecture.context_limit} with documented rope scaling"
+            text += ")" if stretched else f", which {choice.engine} has no option for)"
+        refusals.append(Refusal("context-beyond-model", text, context, limit, "tokens"))
+    return refusals
+
+
+def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory: Memory) -> list[Refusal]:
+    part, part_gib = memory.largest_part
+    largest = f"largest part: {part} {part_gib:.1f} GiB"
+    per_gpu = f"per {choice.gpu.id}"
+    if not memory.holds_weights:
+        if memory.kv_cache_gib > 0:
+            need, have = memory.loading_peak_gib, memory.gpu_gib
+            text = f"loading needs {need:.1f} GiB {per_gpu} before quantization, {have:.1f} are there; {largest}"
+        else:
+            need, have = memory.weights_gib + memory.overhead_gib, memory.budget_gib
+            text = (
+                f"weights {memory.weights_gib:.1f} + overhead {memory.overhead_gib:.1f} = {need:.1f} GiB {per_gpu}, "
+                f"the budget is {have:.1f} GiB; {largest}; no context fits"
+            )
+        return [Refusal("weights-too-large", text, round(need, 2), round(have, 2), "GiB per GPU")]
+    if memory.holds_load:
+        return []
+    longest = longest_context(choice, form, weights)
+    verdict = f"the longest context that fits is {longest}" if longest else "no context fits"
+    text = (
+        f"{choice.load.concurrency} × {choice.load.context} tokens need {memory.kv_needed_gib:.1f} GiB of KV cache "
+        f"{per_gpu}, {memory.kv_cache_gib:.1f} GiB are left; {largest}; {verdict}"
+    )
+    need, have = memory.kv_needed_gib, memory.kv_cache_gib
+    return [Refusal("kv-cache-too-small", text, round(need, 2), round(have, 2), "GiB per GPU")]
+
+
+def longest_context(choice: Choice, form: EngineForm, weights: Weights) -> int | None:
+    """The longest context, in steps of 1024 tokens, that fits at the asked concurrency; None when not even one step.
+
+    A context is tried as the engine would be told it, so everything that follows from it follows here too.
+    """
+    architecture = choice.model.architecture
+    limit = architecture.context_limit if form.stretches_rope else architecture.max_context
+
+    def holds(steps: int) -> bool:
+        context = steps * 1024
+        load = with_context(choice.load, context, form, choice.gpu)
+        return fit.memory(architecture, choice.gpu, form, weights, choice.topology, load).holds_load
+
+    low, high = 0, min(limit, choice.load.context) // 1024
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low * 1024 or None
+
+
+def timeouts(catalog: Catalog, checked: Checked) -> Timeouts:
+    """Start-up budgets from the bytes each node must fetch and read, at pessimistic speeds."""
+    loading = catalog.versions.loading
+    choice = checked.choice
+    numbers = choice.form or next(iter(catalog.versions.engines[choice.engine].values()))
+    fetched_gib = checked.weights.wide_gib or checked.weights.total_gib
+    download_s = math.ceil(fetched_gib / loading.hub_gib_per_s)
+    load_s = math.ceil(fetched_gib / loading.disk_gib_per_s) + numbers.init_s
+    startup_s = _tens(loading.safety_factor * (download_s + load_s))
+    return Timeouts(download_s, load_s, startup_s, startup_s + loading.node_ready_s)
+
+
+def _tens(seconds: float) -> int:
+    return math.ceil(seconds / 10) * 10
+
+
+def estimate(checked: Checked) -> throughput.Throughput | None:
+    """Decode speed of one replica."""
+    choice = checked.choice
+    return throughput.estimate(
+        choice.model.architecture, choice.gpu, choice.quantization, checked.weights.total_gib, choice.topology,
+        checked.memory,
+    )  # fmt: skip
+

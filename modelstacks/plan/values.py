@@ -1,0 +1,113 @@
+"""The frozen values of a plan: what runs, why it fits, what it costs, or why it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Gpu, Model, TierForm
+from modelstacks.fit import Load, Memory, Topology
+from modelstacks.price import Cost
+from modelstacks.spec import StackSpec
+from modelstacks.throughput import Throughput
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason why a plan may not run. `need` and `have` are numbers in `unit` where the reason has some."""
+
+    code: str
+    message: str
+    need: float | None = None
+    have: float | None = None
+    unit: str | None = None
+
+    # Refusals of policy stop a stack, and only warn about a bare model: the hardware itself fits.
+    POLICY = ("over-budget", "license-not-accepted")
+
+    @property
+    def is_policy(self) -> bool:
+        """True for licence and budget, False for everything the hardware or engine cannot do."""
+        return self.code in Refusal.POLICY
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One complete configuration to check."""
+
+    model: Model
+    gpu: Gpu
+    engine: str
+    tier: str
+    form: EngineForm | None
+    quantization: str
+    topology: Topology
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds, all from the size of the weights."""
+
+    download_s: int
+    load_s: int
+    startup_s: int
+    ready_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A plan that passes the same check, and the one-line change that leads to it."""
+
+    change: str
+    choice: Choice
+    cost: Cost
+    max_concurrency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A decided deployment, or a refusal of it; `fits` speaks of hardware and engine alone."""
+
+    spec: StackSpec
+    stack: str | None
+    choice: Choice
+    tier_form: TierForm
+    cloud: CloudKind | None
+    checkpoint: Checkpoint | None
+    weights_gib: float
+    memory: Memory
+    cost: Cost
+    throughput: Throughput | None
+    timeouts: Timeouts
+    nodes_per_replica: int
+    gpus_per_node: int
+    refusals: tuple[Refusal, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    hf_overrides: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """No refusal of hardware or engine; licence and budget do not count."""
+        return all(refusal.is_policy for refusal in self.refusals)
+
+    @property
+    def runs(self) -> bool:
+        """Nothing at all stands against applying it."""
+        return not self.refusals
+
+    @property
+    def name(self) -> str:
+        """The base of all object names: the stack's, or the model's id for a bare model."""
+        return (self.stack or self.choice.model.id).replace(".", "-")
+
+    @property
+    def namespace(self) -> str:
+        """The namespace everything lives in."""
+        return self.spec.namespace or self.name
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.choice.topology.gpus * self.spec.replicas

@@ -1,0 +1,110 @@
+"""What a topology costs: the cheapest whole machines that carry it, with region, source and date of the price."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from modelstacks.catalog import CloudKind, Gpu, Machine, Price
+from modelstacks.fit import Topology
+from modelstacks.spec import CloudSpec
+
+HOURS_PER_MONTH = 730
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Where prices may come from: one cloud's rows, or any row when `cloud` is None."""
+
+    cloud: str | None = None
+    region: str | None = None
+    orderable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Whole machines for all replicas. Money is None where no price is known."""
+
+    machine: Machine | None
+    machines: int
+    usd_per_hour: float | None
+    price: Price | None = None
+
+    @property
+    def usd_per_month(self) -> float | None:
+        """USD for 730 hours."""
+        return None if self.usd_per_hour is None else self.usd_per_hour * HOURS_PER_MONTH
+
+    def is_old(self, today: datetime.date, days: int = 90) -> bool:
+        """The price was seen more than `days` days before `today`."""
+        seen = self.price.date if self.price else None
+        return seen is not None and (today - seen).days > days
+
+
+def market(cloud: CloudSpec | None, kind: CloudKind | None) -> Market:
+    """The price rows that a stack's cloud draws from."""
+    if cloud is None or kind is None:
+        return Market()
+    return Market(cloud.machines_of or kind.prices_of, cloud.region, orderable=kind.makes_nodes)
+
+
+def machines_for(gpu: Gpu, topology: Topology, market: Market) -> tuple[Machine, ...]:
+    """Machines that can hold one replica's share of a node, of the market's cloud or (if it has none) of any."""
+    per_node = gpus_per_node(gpu, topology)
+    several = topology.gpus > per_node
+    fitting = [
+        machine
+        for machine in gpu.machines
+        if (machine.gpus == per_node if several else machine.gpus >= per_node)
+        and (machine.kubernetes or not market.orderable)
+    ]
+    own = [machine for machine in fitting if machine.cloud == market.cloud]
+    return tuple(own if market.cloud is not None else fitting)
+
+
+def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
+    """The cheapest way to run `replicas` of a topology. Dated prices come before undated ones."""
+    quotes = [
+        _quote(machine, price, gpu, topology, replicas)
+        for machine in machines_for(gpu, topology, market)
+        for price in (_prices(machine, market.region) or (None,))
+    ]
+    anywhere = market.cloud is None
+
+    def rank(quote: Cost) -> tuple[bool, bool, float, int]:
+        undated = quote.price is None or quote.price.date is None
+        dollars = math.inf if quote.usd_per_hour is None else quote.usd_per_hour
+        return quote.price is None, anywhere and undated, dollars, quote.machines
+
+    if not quotes:
+        return Cost(None, _machines_needed(per_machine=None, gpu=gpu, topology=topology, replicas=replicas), None)
+    return min(quotes, key=rank)
+
+
+def gpus_per_node(gpu: Gpu, topology: Topology) -> int:
+    """GPUs of one replica on one node."""
+    return min(topology.gpus, gpu.max_gpus_per_node)
+
+
+def nodes_per_replica(gpu: Gpu, topology: Topology) -> int:
+    """Nodes that one replica spans."""
+    return math.ceil(topology.gpus / gpu.max_gpus_per_node)
+
+
+def _quote(machine: Machine, price: Price | None, gpu: Gpu, topology: Topology, replicas: int) -> Cost:
+    machines = _machines_needed(machine.gpus, gpu, topology, replicas)
+    return Cost(machine, machines, None if price is None else price.usd_per_hour * machines, price)
+
+
+def _machines_needed(per_machine: int | None, gpu: Gpu, topology: Topology, replicas: int) -> int:
+    nodes = nodes_per_replica(gpu, topology)
+    if nodes > 1 or per_machine is None:
+        return nodes * replicas
+    return math.ceil(replicas / (per_machine // topology.gpus))
+
+
+def _prices(machine: Machine, region: str | None) -> tuple[Price, ...]:
+    in_region: Iterable[Price] = (price for price in machine.prices if region is None or price.region == region)
+    return tuple(in_region)

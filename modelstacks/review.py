@@ -1,0 +1,219 @@
+"""What a reviewer reads: plan.md and the manifests under rendered/, and how they differ from a fresh render."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelstacks import render
+from modelstacks.answer import usd_per_million
+from modelstacks.catalog import Catalog
+from modelstacks.errors import ModelstacksError
+from modelstacks.plan import Plan
+
+PLAN_FILE = "plan.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One file of rendered/<stack> that a fresh render would add, change or remove."""
+
+    file: str
+    change: str
+    diff: str
+
+
+def files(plan: Plan, catalog: Catalog, stack: str) -> dict[str, str]:
+    """Every file of rendered/<stack>: the manifests and plan.md."""
+    manifests = render.render(plan, catalog)
+    return {**render.write(manifests, stack), PLAN_FILE: page(plan, manifests, stack)}
+
+
+def differences(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
+    """How `folder` differs from `fresh`, file by file, as unified diffs; empty when it is current."""
+    known = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} if folder.is_dir() else {}
+    found = []
+    for name in sorted(known.keys() | fresh.keys()):
+        old, new = known.get(name), fresh.get(name)
+        if old == new:
+            continue
+        change = "added" if old is None else "removed" if new is None else "changed"
+        lines = difflib.unified_diff(
+            (old or "").splitlines(), (new or "").splitlines(), f"rendered/{name}", f"fresh/{name}", lineterm=""
+        )
+        found.append(Difference(name, change, "\n".join(lines)))
+    return found
+
+
+def store(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
+    """Make `folder` hold exactly `fresh`; returns what changed. Files are replaced one by one, never half written."""
+    changed = differences(fresh, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for difference in changed:
+            target = folder / difference.file
+            if difference.change == "removed":
+                target.unlink()
+                continue
+            part = target.with_name(f".{target.name}.part")
+            part.write_text(fresh[difference.file], encoding="utf-8")
+            part.replace(target)
+    except OSError as error:
+        raise ModelstacksError(f"{folder} cannot be written: {error.strerror}", next_step="check the folder") from None
+    return changed
+
+
+def page(plan: Plan, manifests: list[render.Manifest], stack: str) -> str:
+    """plan.md: what will run, what it costs, why it fits, and what is not in the manifests."""
+    choice = plan.choice
+    gpus = f"{plan.spec.replicas} × {choice.topology.gpus} × {choice.gpu.name}"
+    sections = [
+        f"# {stack}: {choice.model.name} on {gpus}",
+        "",
+        _headline(plan),
+        "",
+        *_what_runs(plan),
+        *_why_it_fits(plan),
+        *_cost(plan),
+        *_times(plan),
+        *_objects(plan, manifests),
+    ]
+    if plan.warnings:
+        sections += ["## To know", "", *(f"- {warning}" for warning in plan.warnings), ""]
+    sections += [
+        f"Rendered from `stacks/Pulumi.{stack}.yaml`; `make render` writes this page and the manifests beside it.",
+    ]
+    return "\n".join(sections) + "\n"
+
+
+def _headline(plan: Plan) -> str:
+    month = plan.cost.usd_per_month
+    money = "price unknown" if month is None else f"**${month:,.0f} a month**"
+    load = plan.choice.load
+    return (
+        f"{money} · {load.concurrency} × {load.context:,} tokens guaranteed at once per replica "
+        f"(up to {plan.memory.max_concurrency:.1f}) · tier **{plan.choice.tier}**"
+    )
+
+
+def _what_runs(plan: Plan) -> list[str]:
+    choice, form = plan.choice, plan.choice.form
+    checkpoint = plan.checkpoint
+    rows = [("Model", f"{choice.model.name} (`{choice.model.id}`), licence {choice.model.licence.name}")]
+    if checkpoint is not None:
+        revision = f" at `{checkpoint.revision[:12]}`" if checkpoint.revision else ", revision not pinned"
+        rows.append(("Checkpoint", f"`{checkpoint.repo}`{revision}, {choice.quantization}, {plan.weights_gib:.1f} GiB"))
+    if form is not None:
+        rows.append(("Engine", f"{choice.engine} {form.version}, `{form.image}`"))
+        rows += [(name, version) for name, version in form.companions.items()]
+    parallel = f"tensor parallel {choice.topology.tensor_parallel} × pipeline parallel {choice.topology.pipeline_parallel}"
+    rows += [
+        ("Replicas", f"{plan.spec.replicas}, each on {plan.nodes_per_replica} node(s), {parallel}"),
+        ("GPUs", f"{plan.gpus} × {choice.gpu.id}, {choice.gpu.interconnect.kind}"),
+        ("Endpoint", f"`{render.endpoint(plan)}`"),
+    ]
+    if plan.cost.machine is not None:
+        rows.append(("Machines", f"{plan.cost.machines} × {plan.cost.machine.cloud} {plan.cost.machine.name}"))
+    return ["## What runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+def _why_it_fits(plan: Plan) -> list[str]:
+    memory = plan.memory
+    rows = [
+        ("GPU memory as the engine sees it", memory.gpu_gib),
+        (f"budget at utilization {plan.choice.load.gpu_memory_utilization}", memory.budget_gib),
+        ("weights", -memory.weights_gib),
+        *((name, -size) for name, size in memory.overhead_parts),
+        ("**KV cache**", memory.kv_cache_gib),
+        ("needed for the guaranteed requests", memory.kv_needed_gib),
+    ]
+    table = [f"| {name} | {size:,.2f} |" for name, size in rows]
+    return [
+        "## Why it fits",
+        "",
+        "| of the fullest GPU | GiB |",
+        "|---|---:|",
+        *table,
+        "",
+        f"`{ledger_bar(plan)}`",
+        "",
+        f"{memory.kv_bytes_per_token:,} bytes of KV cache per token and GPU hold {memory.kv_cache_tokens:,} tokens "
+        f"per replica: {memory.max_concurrency:.2f} requests of {plan.choice.load.context:,} tokens.",
+        "",
+        *(f"- {reason}" for reason in plan.reasons),
+        "",
+    ]
+
+
+def ledger_bar(plan: Plan, width: int = 60) -> str:
+    """One line that shows the card: W weights, o overhead, K KV cache, · left to others."""
+    memory = plan.memory
+    cells = [
+        ("W", memory.weights_gib),
+        ("o", memory.overhead_gib),
+        ("K", max(memory.kv_cache_gib, 0.0)),
+    ]
+    bar = "".join(letter * round(size / memory.gpu_gib * width) for letter, size in cells)[:width]
+    return bar.ljust(width, "·")
+
+
+def _cost(plan: Plan) -> list[str]:
+    cost = plan.cost
+    if cost.usd_per_hour is None or cost.usd_per_month is None or cost.price is None or cost.machine is None:
+        return ["## What it costs", "", "No price is known for this machine, region or cloud.", ""]
+    seen = f"seen {cost.price.date}" if cost.price.date else "undated"
+    lines = [
+        "## What it costs",
+        "",
+        f"{cost.machines} × {cost.machine.cloud} `{cost.machine.name}` at ${cost.price.usd_per_hour:,.4g} an hour = "
+        f"**${cost.usd_per_hour:,.2f} an hour, ${cost.usd_per_month:,.0f} a month** of 730 hours "
+        f"({cost.price.region}, {seen}; {cost.price.source}).",
+    ]
+    million = usd_per_million(plan)
+    if million is not None and plan.throughput is not None:
+        rate = plan.throughput
+        lines.append(
+            f"About {rate.output_tokens_per_s:,.0f} output tokens/s per replica with {rate.concurrency} requests of "
+            f"{rate.input_tokens} + {rate.output_tokens} tokens in flight ({rate.method}): "
+            f"${million:,.2f} per million output tokens."
+        )
+    if plan.spec.budget_usd_per_month is not None:
+        lines.append(f"Budget: ${plan.spec.budget_usd_per_month:,.0f} a month.")
+    return [*lines, ""]
+
+
+def _times(plan: Plan) -> list[str]:
+    times = plan.timeouts
+    return [
+        "## How long it takes",
+        "",
+        f"Download {_minutes(times.download_s)}, load and start {_minutes(times.load_s)} at pessimistic speeds. "
+        f"The start-up budget is {_minutes(times.startup_s)}; `pulumi up` waits {_minutes(times.ready_s)}, "
+        "nodes included.",
+        "",
+    ]
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
+
+
+def _objects(plan: Plan, manifests: list[render.Manifest]) -> list[str]:
+    lines = ["## What is applied", "", "| object | namespace | file |", "|---|---|---|"]
+    for manifest in manifests:
+        kind, namespace, name = render.identity(manifest)
+        file = render.file_name(manifest)
+        lines.append(f"| {kind} {name} | {namespace or '–'} | [{file}]({file}) |")
+    lines += ["", "Not in these files:", ""]
+    lines += [f"- {item.kind} `{item.name}`: {item.reason}" for item in render.unrendered(plan)]
+    form = plan.choice.form
+    if form is not None and form.root_reason:
+        lines.append(
+            f"- Pod Security is `baseline`, not `restricted`: the server runs as user 0 (`runAsUser`), because "
+            f"{form.root_reason}"
+        )
+    if form is not None and form.digest_note:
+        lines.append(f"- The image is pinned by tag, not by digest: {form.digest_note}")
+    return [*lines, ""]

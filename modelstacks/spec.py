@@ -1,0 +1,319 @@
+"""Turns what the user wrote (a stack file, Pulumi config, command line options) into one checked StackSpec.
+
+Defaults live here and nowhere else. Every mistake is reported at once, with its path, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from modelstacks import documents, project
+from modelstacks.catalog import Catalog
+from modelstacks.errors import BadInput, Problem
+
+NAMESPACE = "modelstacks"
+QUANTIZATIONS = ("bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4")
+
+# A stack's name becomes part of object names: RayService allows 47 characters (KubeRay MaxRayServiceNameLength).
+_STACK_NAME = re.compile(r"[a-z]([a-z0-9.-]*[a-z0-9])?")
+_STACK_NAME_MAX = 40
+_DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+
+
+def _whole_number(value: object) -> object:
+    """Accept 2 and "2" (Pulumi writes config values as text), and nothing that only looks like a number."""
+    if isinstance(value, bool) or isinstance(value, float):
+        raise ValueError("must be a whole number")
+    if isinstance(value, str):
+        if not re.fullmatch(r"\d{1,12}", value):
+            raise ValueError("must be a whole number without unit, such as 131072")
+        return int(value)
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=4096)]
+Tokens = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=100_000_000)]
+Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
+Word = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=253)]
+DnsLabel = Annotated[str, BeforeValidator(_text), Field(pattern=_DNS_LABEL)]
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_camel, populate_by_name=True)
+
+
+class CloudSpec(_Section):
+    """How GPU nodes are had. Which options a kind takes is declared in templates/clouds/<kind>.yaml."""
+
+    kind: Word = "existing"
+    region: Word | None = None
+    zones: tuple[Word, ...] = ()
+    capacity: Literal["on-demand", "spot"] = "on-demand"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, str], ...] = ()
+    machines_of: Word | None = None
+    node_class: DnsLabel | None = None
+
+
+class WeightsSpec(_Section):
+    """Where a server keeps its weights: node-local scratch by default, a claim, or a volume per pod."""
+
+    claim: DnsLabel | None = None
+    storage_class: Word | None = None
+
+
+class StackSpec(_Section):
+    """What one user wants to run. None means: decide for me."""
+
+    model: Word
+    gpu: Word | None = None
+    gpus: Count | None = None
+    tensor_parallel: Count | None = None
+    pipeline_parallel: Count | None = None
+    quantization: Literal["bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4"] | None = None
+    kv_cache_dtype: Word = "auto"
+    gpu_memory_utilization: Fraction | None = None
+    max_num_batched_tokens: Tokens | None = None
+    max_num_seqs: Count | None = None
+    context: Tokens | None = None
+    concurrency: Count | None = None
+    replicas: Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=1000)] = 1
+    engine: Word | None = None
+    engine_version: Word | None = None
+    cloud: CloudSpec | None = None
+    budget_usd_per_month: Usd | None = None
+    accepted_license: Word | None = None
+    namespace: DnsLabel | None = None
+    kube_context: Word | None = None
+    kubeconfig: Word | None = None
+    require_reviewed: bool = False
+    hub_token_secret: DnsLabel = "hub-token"
+    weights: WeightsSpec = WeightsSpec()
+
+
+KEYS = tuple(_camel(name) for name in StackSpec.model_fields)
+
+# Keys that the Pulumi program reads beside the spec: a secret must never pass through plan or render.
+PROGRAM_KEYS = ("hubToken", "stackFile")
+
+
+def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackSpec:
+    """Check `values` (key without prefix → value) against the catalogue and build the spec.
+
+    Raises BadInput that lists every problem: unknown keys, wrong types, impossible values, unknown ids.
+    """
+    problems: list[Problem] = []
+    spec: StackSpec | None = None
+    try:
+        spec = StackSpec(**{str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        problems += [_problem(detail) for detail in error.errors(include_url=False)]
+    problems += _unknown_ids(values, catalog)
+    if spec is not None and not problems:
+        problems += _contradictions(spec, catalog)
+    if problems or spec is None:
+        raise BadInput(_unique(problems), source=source, next_step="correct the values named above and run again")
+    return spec
+
+
+def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | None = None) -> StackSpec:
+    """Read a stack file and parse it. Keys of other Pulumi packages are left alone."""
+    values = {**stack_values(path), **(overlay or {})}
+    return parse({k: v for k, v in values.items() if k not in PROGRAM_KEYS}, catalog, source=str(path))
+
+
+def stack_values(path: Path) -> dict[str, Any]:
+    """The modelstacks keys of a stack file, prefix removed. Raises BadInput for a file that is not one."""
+    data = documents.read_file(path)
+    if data is None:
+        raise BadInput([Problem("file", "is empty", allowed="config: {modelstacks:model: …}")], source=str(path))
+    config = data.get("config") if isinstance(data, dict) else None
+    if not isinstance(config, dict):
+        raise BadInput([Problem("config", "must be a mapping of modelstacks:… keys")], source=str(path))
+    problems, values = [], {}
+    for key, value in config.items():
+        if not isinstance(key, str) or ":" not in key:
+            near = _nearest(str(key), KEYS)
+            hint = f"{NAMESPACE}:{near or key}"
+            problems.append(Problem(f"config.{key}", "has no namespace", key, suggestion=hint))
+        elif key.startswith(f"{NAMESPACE}:"):
+            values[key.removeprefix(f"{NAMESPACE}:")] = value
+    if problems:
+        raise BadInput(problems, source=str(path))
+    return values
+
+
+def config_values(config: Mapping[str, str]) -> dict[str, Any]:
+    """The modelstacks keys of a running Pulumi program, where objects arrive as JSON text."""
+    values: dict[str, Any] = {}
+    for key, text in config.items():
+        namespace, _, name = key.partition(":")
+        if namespace != NAMESPACE:
+            continue
+        value: Any = text
+        if isinstance(text, str) and (text[:1] in ("{", "[") or text in ("true", "false")):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+        elif name in ("gpuMemoryUtilization", "budgetUsdPerMonth"):
+            value = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text
+        values[name] = value
+    return values
+
+
+def stack_file(project_dir: Path, stack: str) -> Path:
+    """The file of a stack. Raises BadInput for a bad name, an unknown stack, or two files with one name."""
+    check_stack_name(stack)
+    folder = project.stacks_dir(project_dir)
+    found = [p for p in (*folder.glob("Pulumi.*.y*ml"), *project_dir.glob("Pulumi.*.y*ml")) if stack_name(p) == stack]
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(project_dir)) for path in sorted(found))
+        raise BadInput(
+            [Problem("stack", f"two files have the name {stack}: {names}", stack)],
+            source="stacks", next_step="keep one of them in stacks/",
+        )  # fmt: skip
+    if not found:
+        names_known = stack_names(project_dir)
+        near = _nearest(stack, names_known)
+        raise BadInput(
+            [Problem("stack", f"there is no stacks/Pulumi.{stack}.yaml", stack, ", ".join(names_known), near)],
+            source="stacks", next_step=f"modelstacks init {stack} --model <model>",
+        )  # fmt: skip
+    return found[0]
+
+
+def stack_names(project_dir: Path) -> tuple[str, ...]:
+    """Every stack of the project, sorted."""
+    return tuple(sorted({stack_name(path) for path in project.stacks_dir(project_dir).glob("Pulumi.*.y*ml")}))
+
+
+def stack_name(path: Path) -> str:
+    """The stack that a file Pulumi.<stack>.yaml belongs to."""
+    return path.name.removeprefix("Pulumi.").removesuffix(".yaml").removesuffix(".yml")
+
+
+def check_stack_name(stack: str) -> None:
+    """Raise BadInput unless the name can be part of Kubernetes object names."""
+    if not _STACK_NAME.fullmatch(stack) or len(stack) > _STACK_NAME_MAX:
+        allowed = f"lower case letters, digits, '-' and '.', a letter first, at most {_STACK_NAME_MAX} characters"
+        raise BadInput([Problem("stack", f"{stack!r} is no usable stack name", stack, allowed)], source="stack")
+
+
+def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
+    cloud = values.get("cloud")
+    kind = cloud.get("kind") if isinstance(cloud, Mapping) else None
+    known: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("gpu", values.get("gpu"), catalog.gpu_ids),
+        ("engine", values.get("engine"), tuple(catalog.versions.engines)),
+        ("cloud.kind", kind, tuple(catalog.clouds)),
+    ]
+    problems = [
+        Problem(_path(path), f"{value!r} is not known", value, ", ".join(allowed), _nearest(value, allowed))
+        for path, value, allowed in known
+        if isinstance(value, str) and value not in allowed
+    ]
+    model = values.get("model")
+    if isinstance(model, str) and model not in catalog.model_ids:
+        unknown = catalog.unknown_model(model)
+        problems.append(Problem(_path("model"), unknown.message, model, unknown.allowed, unknown.suggestion))
+    return problems
+
+
+def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
+    problems = []
+    tensor, pipeline, gpus = spec.tensor_parallel, spec.pipeline_parallel, spec.gpus
+    if gpus is not None and tensor is not None and pipeline is not None and tensor * pipeline != gpus:
+        product = f"tensorParallel {tensor} × pipelineParallel {pipeline} = {tensor * pipeline}"
+        problems.append(Problem(_path("gpus"), f"is {gpus}, but {product}", gpus, f"{tensor * pipeline}"))
+    elif gpus is not None:
+        for key, part in (("tensorParallel", tensor), ("pipelineParallel", pipeline)):
+            if part is not None and gpus % part:
+                divisors = ", ".join(str(n) for n in range(1, gpus + 1) if gpus % n == 0)
+                problems.append(Problem(_path(key), f"{part} does not divide gpus {gpus}", part, divisors))
+    if spec.gpu is not None and gpus is not None:
+        node = catalog.gpus[spec.gpu].max_gpus_per_node
+        if gpus > node and gpus % node:
+            text = f"{gpus} is no whole number of nodes of {node} × {spec.gpu}"
+            problems.append(Problem(_path("gpus"), text, gpus, f"1 to {node}, or a multiple of {node}"))
+    if spec.cloud is not None:
+        kind = catalog.clouds[spec.cloud.kind]
+        given = spec.cloud.model_dump(by_alias=True, exclude_unset=True, exclude={"kind"})
+        for option in given:
+            if option not in kind.options:
+                allowed = ", ".join(kind.options) or "no options"
+                text = f"is not an option of kind {kind.id}"
+                problems.append(Problem(_path(f"cloud.{option}"), text, given[option], allowed))
+        of = spec.cloud.machines_of
+        clouds = tuple(sorted({machine.cloud for machine in catalog.machines}))
+        if of is not None and of not in clouds:
+            problems.append(Problem(_path("cloud.machinesOf"), f"{of!r} is not known", of, ", ".join(clouds)))
+    if spec.weights.claim is not None and spec.weights.storage_class is not None:
+        problems.append(Problem(_path("weights"), "takes claim or storageClass, not both"))
+    return problems
+
+
+def _problem(detail: Any) -> Problem:
+    """One pydantic error in the words of the stack file."""
+    steps = [str(step) for step in detail["loc"]]
+    path = _path(".".join(_camel(step) for step in steps))
+    value = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        section = {"cloud": CloudSpec, "weights": WeightsSpec}.get(steps[0] if len(steps) > 1 else "", StackSpec)
+        names = tuple(_camel(name) for name in section.model_fields)
+        return Problem(path, "is not a known key", value, ", ".join(names), _nearest(steps[-1], names))
+    if detail["type"] == "missing":
+        return Problem(path, "is missing; name a model, see `modelstacks models`")
+    if detail["type"] == "literal_error":
+        allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        near = _nearest(value, tuple(allowed.split(", "))) if isinstance(value, str) else None
+        return Problem(path, f"{value!r} is not known", value, allowed, near)
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return Problem(path, f"{_shown(value)} {message[0].lower()}{message[1:]}", value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _path(key: str) -> str:
+    return f"{NAMESPACE}:{key}"
+
+
+def _nearest(word: str, words: tuple[str, ...]) -> str | None:
+    folded = {candidate.lower(): candidate for candidate in words}
+    near = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
+    return folded[near[0]] if near else None
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    kept: dict[str, Problem] = {}
+    for problem in problems:
+        kept.setdefault(problem.path, problem)
+    return sorted(kept.values(), key=lambda problem: problem.path)
