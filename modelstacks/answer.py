@@ -48,7 +48,7 @@ def answer(plan: Plan) -> dict[str, Any]:
             "max_concurrency": round(memory.max_concurrency, 2),
             "loading_peak_gib": _gib(memory.loading_peak_gib),
         },
-        "cost": cost(plan.cost) | {"usd_per_million_output_tokens": usd_per_million(plan)},
+        "cost": whole_cost(plan),
         "throughput": None
         if plan.throughput is None
         else {
@@ -72,6 +72,11 @@ def answer(plan: Plan) -> dict[str, Any]:
         "reasons": list(plan.reasons),
         "warnings": list(plan.warnings),
     }
+
+
+def whole_cost(plan: Plan) -> dict[str, Any]:
+    """The cost of a plan, output tokens included."""
+    return cost(plan.cost) | {"usd_per_million_output_tokens": usd_per_million(plan)}
 
 
 def cost(cost: Cost) -> dict[str, Any]:

@@ -90,7 +90,9 @@ def _yaml_problem(error: Exception) -> Problem:
 # Plain style is kept for text that no YAML 1.1 or 1.2 parser reads as anything but a string: a letter first,
 # then a narrow alphabet, and none of the boolean, null or float words. The rest is double-quoted.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*\Z")
-_NOT_PLAIN = re.compile(r"(?i:y|n|yes|no|on|off|true|false|null|none|nan|inf|\.nan|\.inf|infinity)\Z|[eE]?[0-9.]*[eE][0-9]")
+_NOT_PLAIN = re.compile(
+    r"(?i:y|n|yes|no|on|off|true|false|null|none|nan|inf|\.nan|\.inf|infinity)\Z|[eE]?[0-9.]*[eE][0-9]"
+)
 
 
 class _Writer(_Emitter):  # type: ignore[misc]  # the base is chosen at run time
@@ -108,7 +110,7 @@ def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
 
 
-_Writer.add_representer(str, _represent_str)  # type: ignore[attr-defined]
+_Writer.add_representer(str, _represent_str)
 
 
 def write(document: Any) -> str:

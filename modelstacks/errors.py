@@ -1,10 +1,10 @@
 """Every error a user can meet, each with its exit code and its next step.
 
-    ModelstacksError            1  a fault: something outside the input went wrong
-    ├── ToolchainError          1  a program of the embedded cluster cannot be had or built
-    ├── ClusterError            1  a Kubernetes API, embedded or not, does not do what was asked
-    ├── BadInput                2  the stack file, an option or a data file is wrong; lists every problem
-    └── Refused                 3  the plan is well-formed but may not run: no fit, over budget, licence
+ModelstacksError            1  a fault: something outside the input went wrong
+├── ToolchainError          1  a program of the embedded cluster cannot be had or built
+├── ClusterError            1  a Kubernetes API, embedded or not, does not do what was asked
+├── BadInput                2  the stack file, an option or a data file is wrong; lists every problem
+└── Refused                 3  the plan is well-formed but may not run: no fit, over budget, licence
 """
 
 from __future__ import annotations

@@ -188,6 +188,9 @@ def memory(
     architecture: Architecture, gpu: Gpu, form: EngineForm, weights: Weights, topology: Topology, load: Load
 ) -> Memory:
     """The ledger of the GPU that can keep the fewest tokens. Source of every term: docs/memory.md."""
+    # More stages than layers are refused elsewhere; the ledger still needs at least one layer a stage.
+    if topology.pipeline_parallel > architecture.layers:
+        topology = Topology(topology.tensor_parallel, architecture.layers)
     stages = stage_layers(architecture.layers, topology.pipeline_parallel)
     ledgers = [
         _stage_memory(architecture, gpu, form, weights, topology, load, stage, layers)
@@ -207,7 +210,8 @@ def _stage_memory(
     stage: int,
     layers: int,
 ) -> Memory:
-    width = form.kv_cache_dtypes[load.kv_cache_dtype]
+    # A type the engine does not have is refused elsewhere; the ledger is then that of the default.
+    width = form.kv_cache_dtypes.get(load.kv_cache_dtype, form.kv_cache_dtypes["auto"])
     tensor_parallel = topology.tensor_parallel
     over = form.overhead
     parts = {

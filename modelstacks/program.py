@@ -100,7 +100,9 @@ def compare_with_reviewed(decided: Plan, catalog: Catalog) -> None:
 class Foundation(pulumi.ComponentResource):
     """The namespace, and the hub token's Secret when the stack carries the token."""
 
-    def __init__(self, name: str, manifests: list[render.Manifest], decided: Plan, opts: pulumi.ResourceOptions) -> None:
+    def __init__(
+        self, name: str, manifests: list[render.Manifest], decided: Plan, opts: pulumi.ResourceOptions
+    ) -> None:
         super().__init__("modelstacks:index:Foundation", name, None, opts)
         self.resources = register_all(manifests, self)
         self.resources += _hub_token(decided, self, self.resources)
@@ -119,7 +121,9 @@ class NodePool(pulumi.ComponentResource):
 class ModelServer(pulumi.ComponentResource):
     """The workload and what surrounds it, after the namespace and the pool."""
 
-    def __init__(self, name: str, manifests: list[render.Manifest], after: Resources, opts: pulumi.ResourceOptions) -> None:
+    def __init__(
+        self, name: str, manifests: list[render.Manifest], after: Resources, opts: pulumi.ResourceOptions
+    ) -> None:
         super().__init__("modelstacks:index:ModelServer", name, None, opts)
         # A pod is admitted with its account and its network rules in place, not before.
         early = [m for m in manifests if m["kind"] in ("ServiceAccount", "NetworkPolicy", "PodDisruptionBudget")]

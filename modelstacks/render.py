@@ -253,7 +253,7 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
 
 
 def _shm_gib(plan: Plan) -> int:
-    """Shared memory for the ranks of one node: NCCL and message queues take about 1 GiB a rank; Ray's store is extra."""
+    """Shared memory of one node's ranks: NCCL and message queues take about 1 GiB a rank; Ray's store comes on top."""
     return 8 + 8 + plan.gpus_per_node if plan.nodes_per_replica > 1 else 1 + plan.gpus_per_node
 
 
@@ -305,7 +305,8 @@ def environment(templates: Path) -> jinja2.Environment:
 def _many(catalog: Catalog, template: str, context: dict[str, Any]) -> list[Manifest]:
     try:
         text = environment(catalog.templates).get_template(template).render(context)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError) as error:
+        # A name that does not exist reaches `tojson` and is a TypeError there.
         line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise BadInput([Problem(f"{template}{line}", str(error))], source="templates") from None
     return documents.read(text, source=template)

@@ -108,7 +108,9 @@ def _what_runs(plan: Plan) -> list[str]:
     if form is not None:
         rows.append(("Engine", f"{choice.engine} {form.version}, `{form.image}`"))
         rows += [(name, version) for name, version in form.companions.items()]
-    parallel = f"tensor parallel {choice.topology.tensor_parallel} × pipeline parallel {choice.topology.pipeline_parallel}"
+    parallel = (
+        f"tensor parallel {choice.topology.tensor_parallel} × pipeline parallel {choice.topology.pipeline_parallel}"
+    )
     rows += [
         ("Replicas", f"{plan.spec.replicas}, each on {plan.nodes_per_replica} node(s), {parallel}"),
         ("GPUs", f"{plan.gpus} × {choice.gpu.id}, {choice.gpu.interconnect.kind}"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,7 @@ _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 def _whole_number(value: object) -> object:
     """Accept 2 and "2" (Pulumi writes config values as text), and nothing that only looks like a number."""
-    if isinstance(value, bool) or isinstance(value, float):
+    if isinstance(value, bool | float):
         raise ValueError("must be a whole number")
     if isinstance(value, str):
         if not re.fullmatch(r"\d{1,12}", value):
@@ -47,6 +48,8 @@ def _number(value: object) -> object:
 def _text(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("must be text")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("must not hold control characters")
     return value
 
 
@@ -74,8 +77,8 @@ class CloudSpec(_Section):
     region: Word | None = None
     zones: tuple[Word, ...] = ()
     capacity: Literal["on-demand", "spot"] = "on-demand"
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[dict[str, str], ...] = ()
+    node_selector: dict[Word, Word] = Field(default_factory=dict)
+    tolerations: tuple[dict[Word, Word], ...] = ()
     machines_of: Word | None = None
     node_class: DnsLabel | None = None
 
@@ -284,7 +287,8 @@ def _problem(detail: Any) -> Problem:
     path = _path(".".join(_camel(step) for step in steps))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
-        section = {"cloud": CloudSpec, "weights": WeightsSpec}.get(steps[0] if len(steps) > 1 else "", StackSpec)
+        sections: dict[str, type[_Section]] = {"cloud": CloudSpec, "weights": WeightsSpec}
+        section = sections.get(steps[0] if len(steps) > 1 else "", StackSpec)
         names = tuple(_camel(name) for name in section.model_fields)
         return Problem(path, "is not a known key", value, ", ".join(names), _nearest(steps[-1], names))
     if detail["type"] == "missing":
@@ -293,6 +297,15 @@ def _problem(detail: Any) -> Problem:
         allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         near = _nearest(value, tuple(allowed.split(", "))) if isinstance(value, str) else None
         return Problem(path, f"{value!r} is not known", value, allowed, near)
+    if detail["type"] in ("model_type", "dict_type", "tuple_type", "string_type", "bool_type", "bool_parsing"):
+        wanted = {
+            "model": "a mapping",
+            "dict": "a mapping",
+            "tuple": "a list",
+            "string": "text",
+            "bool": "true or false",
+        }
+        return Problem(path, f"{_shown(value)} must be {wanted[detail['type'].split('_')[0]]}", value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Problem(path, f"{_shown(value)} {message[0].lower()}{message[1:]}", value)
 
@@ -308,6 +321,9 @@ def _path(key: str) -> str:
 
 def _nearest(word: str, words: tuple[str, ...]) -> str | None:
     folded = {candidate.lower(): candidate for candidate in words}
+    longer = [candidate for low, candidate in folded.items() if low.startswith(f"{word.lower()}-")]
+    if longer:
+        return " or ".join(longer)
     near = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
     return folded[near[0]] if near else None
 

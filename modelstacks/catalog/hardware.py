@@ -63,7 +63,6 @@ class Gpu(Row):
 
     id: Id
     name: str
-    aliases: tuple[str, ...] = ()
     compute_capability: PositiveFloat
     memory_gib: Fact
     bandwidth_gb_per_s: Fact

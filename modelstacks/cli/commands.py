@@ -26,7 +26,7 @@ app = typer.Typer(
 app.add_typer(local_app, name="local")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Stacks = Annotated[Optional[list[str]], typer.Argument(help="Stack names; all of them with --all.")]  # noqa: UP045
+Stacks = Annotated[Optional[list[str]], typer.Argument(help="Stack names; all of them with --all.")]
 All = Annotated[bool, typer.Option("--all", help="Every stack of the project.")]
 
 
@@ -57,26 +57,26 @@ def gpus(as_json: Json = False) -> None:
 
 @app.command(name="plan")
 def plan_command(
-    name: Annotated[Optional[str], typer.Argument(help="A stack, or a model of the catalogue.")] = None,  # noqa: UP045
-    model: Annotated[Optional[str], typer.Option(help="Plan this bare model, whatever stacks exist.")] = None,  # noqa: UP045
-    gpu: Annotated[Optional[str], typer.Option(help="GPU type, see `modelstacks gpus`.")] = None,  # noqa: UP045
-    gpus: Annotated[Optional[str], typer.Option(help="GPUs per replica.")] = None,  # noqa: UP045
-    tensor_parallel: Annotated[Optional[str], typer.Option(help="Ranks inside a node.")] = None,  # noqa: UP045
-    pipeline_parallel: Annotated[Optional[str], typer.Option(help="Pipeline stages.")] = None,  # noqa: UP045
-    quantization: Annotated[Optional[str], typer.Option(help=", ".join(spec.QUANTIZATIONS))] = None,  # noqa: UP045
-    kv_cache_dtype: Annotated[Optional[str], typer.Option(help="auto, fp8, or the engine's own names.")] = None,  # noqa: UP045
-    gpu_memory_utilization: Annotated[Optional[str], typer.Option(help="Share of the card, 0 to 1.")] = None,  # noqa: UP045
-    max_num_batched_tokens: Annotated[Optional[str], typer.Option(help="Tokens per engine step.")] = None,  # noqa: UP045
-    max_num_seqs: Annotated[Optional[str], typer.Option(help="Requests per engine step.")] = None,  # noqa: UP045
-    context: Annotated[Optional[str], typer.Option(help="Tokens per request that must fit.")] = None,  # noqa: UP045
-    concurrency: Annotated[Optional[str], typer.Option(help="Such requests at once that must fit.")] = None,  # noqa: UP045
-    replicas: Annotated[Optional[str], typer.Option(help="Copies of the server.")] = None,  # noqa: UP045
-    engine: Annotated[Optional[str], typer.Option(help="vllm or tgi.")] = None,  # noqa: UP045
-    engine_version: Annotated[Optional[str], typer.Option(help="The engine version to plan for.")] = None,  # noqa: UP045
-    cloud: Annotated[Optional[str], typer.Option(help="Cloud kind, see docs/stack-file.md.")] = None,  # noqa: UP045
-    budget_usd_per_month: Annotated[Optional[str], typer.Option(help="Refuse above this.")] = None,  # noqa: UP045
-    accepted_license: Annotated[Optional[str], typer.Option(help="The licence id you accept.")] = None,  # noqa: UP045
-    namespace: Annotated[Optional[str], typer.Option(help="Where the stack would live.")] = None,  # noqa: UP045
+    name: Annotated[Optional[str], typer.Argument(help="A stack, or a model of the catalogue.")] = None,
+    model: Annotated[Optional[str], typer.Option(help="Plan this bare model, whatever stacks exist.")] = None,
+    gpu: Annotated[Optional[str], typer.Option(help="GPU type, see `modelstacks gpus`.")] = None,
+    gpus: Annotated[Optional[str], typer.Option(help="GPUs per replica.")] = None,
+    tensor_parallel: Annotated[Optional[str], typer.Option(help="Ranks inside a node.")] = None,
+    pipeline_parallel: Annotated[Optional[str], typer.Option(help="Pipeline stages.")] = None,
+    quantization: Annotated[Optional[str], typer.Option(help=", ".join(spec.QUANTIZATIONS))] = None,
+    kv_cache_dtype: Annotated[Optional[str], typer.Option(help="auto, fp8, or the engine's own names.")] = None,
+    gpu_memory_utilization: Annotated[Optional[str], typer.Option(help="Share of the card, 0 to 1.")] = None,
+    max_num_batched_tokens: Annotated[Optional[str], typer.Option(help="Tokens per engine step.")] = None,
+    max_num_seqs: Annotated[Optional[str], typer.Option(help="Requests per engine step.")] = None,
+    context: Annotated[Optional[str], typer.Option(help="Tokens per request that must fit.")] = None,
+    concurrency: Annotated[Optional[str], typer.Option(help="Such requests at once that must fit.")] = None,
+    replicas: Annotated[Optional[str], typer.Option(help="Copies of the server.")] = None,
+    engine: Annotated[Optional[str], typer.Option(help="vllm or tgi.")] = None,
+    engine_version: Annotated[Optional[str], typer.Option(help="The engine version to plan for.")] = None,
+    cloud: Annotated[Optional[str], typer.Option(help="Cloud kind, see docs/stack-file.md.")] = None,
+    budget_usd_per_month: Annotated[Optional[str], typer.Option(help="Refuse above this.")] = None,
+    accepted_license: Annotated[Optional[str], typer.Option(help="The licence id you accept.")] = None,
+    namespace: Annotated[Optional[str], typer.Option(help="Where the stack would live.")] = None,
     as_json: Json = False,
 ) -> None:
     """Decide a deployment, or refuse it in numbers and name the nearest plans that fit."""
@@ -161,10 +161,7 @@ def cost(stacks: Stacks = None, all_stacks: All = False, as_json: Json = False) 
 
     rows = [(stack, decided) for stack, decided, _ in _plans(project.root(), stacks, all_stacks)]
     if as_json:
-        _print_json([
-            {"stack": stack, **answer.cost(decided.cost), "usd_per_million_output_tokens": answer.usd_per_million(decided)}
-            for stack, decided in rows
-        ])  # fmt: skip
+        _print_json([{"stack": stack, **answer.whole_cost(decided)} for stack, decided in rows])
         return
     from modelstacks.cli import tables
 
@@ -175,7 +172,7 @@ def cost(stacks: Stacks = None, all_stacks: All = False, as_json: Json = False) 
 def init(
     stack: Annotated[str, typer.Argument(help="The new stack's name.")],
     model: Annotated[str, typer.Option(help="A model of the catalogue.")],
-    gpu: Annotated[Optional[str], typer.Option(help="GPU type; the cheapest that fits when left out.")] = None,  # noqa: UP045
+    gpu: Annotated[Optional[str], typer.Option(help="GPU type; the cheapest that fits when left out.")] = None,
 ) -> None:
     """Write stacks/Pulumi.<stack>.yaml for a model, filled in from its plan. Never overwrites a file."""
     from modelstacks.answer import options
@@ -220,7 +217,9 @@ def _question(
         if name not in catalog.model_ids:
             unknown = catalog.unknown_model(name)
             stacks = ", ".join(spec.stack_names(folder)) or "none"
-            problem = Problem("name", f"{unknown.message}; no stack has that name either", name, None, unknown.suggestion)
+            problem = Problem(
+                "name", f"{unknown.message}; no stack has that name either", name, None, unknown.suggestion
+            )
             raise BadInput(
                 [problem, Problem("models", f"known are {unknown.allowed}"), Problem("stacks", f"known are {stacks}")],
                 source="plan", next_step="modelstacks models",
@@ -251,7 +250,11 @@ def _leftovers(folder: Path, check: bool) -> list[str]:
 
     rendered = folder / "rendered"
     known = set(spec.stack_names(folder))
-    gone = [path for path in sorted(rendered.iterdir()) if path.is_dir() and path.name not in known] if rendered.is_dir() else []
+    gone = (
+        [path for path in sorted(rendered.iterdir()) if path.is_dir() and path.name not in known]
+        if rendered.is_dir()
+        else []
+    )
     for path in gone:
         if not check:
             shutil.rmtree(path)

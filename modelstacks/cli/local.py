@@ -1,6 +1,94 @@
-"""The `modelstacks local` commands."""
-import typer
-local_app = typer.Typer(no_args_is_help=True)
+"""The `modelstacks local` commands: the embedded cluster's life."""
 
-@local_app.callback()
-def cb() -> None: ...
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from typing import Annotated
+
+import typer
+
+from modelstacks import project
+
+local_app = typer.Typer(
+    no_args_is_help=True, help="The embedded Kubernetes with simulated GPU nodes.", rich_markup_mode=None
+)
+
+Stack = Annotated[str, typer.Argument(help="The stack to bring up.")]
+
+
+@local_app.command()
+def up(stack: Stack = "quickstart") -> None:
+    """Build the toolchain if needed, start the cluster and run `pulumi up` of a stack on simulated nodes."""
+    from modelstacks.local import journey
+
+    journey.up(project.root(), stack, _Progress())
+
+
+@local_app.command()
+def preview(stack: Stack = "quickstart") -> None:
+    """Show what `pulumi up` of a stack would change on the embedded cluster."""
+    from modelstacks.local import journey
+
+    journey.preview(project.root(), stack, _Progress())
+
+
+@local_app.command()
+def down() -> None:
+    """Stop the cluster and remove its state; the toolchain cache stays."""
+    from modelstacks.local import cluster
+    from modelstacks.local.layout import Layout
+
+    layout = Layout.of(project.root())
+    cluster.down(layout, _Progress())
+    shutil.rmtree(layout.state, ignore_errors=True)
+    typer.echo("down: nothing runs, no state is left; the built programs stay in the cache")
+
+
+@local_app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say which components run, on which ports, and which nodes there are."""
+    from dataclasses import asdict
+
+    from modelstacks.local import cluster
+    from modelstacks.local.layout import Layout
+
+    found = cluster.status(Layout.of(project.root()))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    for component in found.components:
+        state = f"pid {component.pid}" if component.running else "stopped"
+        port = f"127.0.0.1:{component.port}" if component.port else "–"
+        typer.echo(f"{component.name:26} {component.version:10} {state:12} {port}")
+    typer.echo(f"API server {'answers' if found.api_answers else 'does not answer'}; {len(found.nodes)} node(s)")
+    for node in found.nodes:
+        ready = "Ready" if node.ready else "NotReady"
+        typer.echo(f"  {node.name:28} {ready:9} {node.instance_type or '–':16} {node.gpus} GPU(s)")
+    if not found.up:
+        typer.echo("next: make up")
+
+
+@local_app.command()
+def env() -> None:
+    """Print the exports with which a shell's pulumi and kubectl act on the embedded cluster."""
+    from modelstacks.local import journey
+    from modelstacks.local.layout import Layout
+
+    root = project.root()
+    for name, value in journey.variables(root, Layout.of(root)).items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+class _Progress:
+    """Prints each line with the time since the start; a repeated head is a step that goes on."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        elapsed = int(time.monotonic() - self._start)
+        stamp = f"[{elapsed // 60:2}:{elapsed % 60:02}] " if line else ""
+        typer.echo(f"{stamp}{line}", err=False)

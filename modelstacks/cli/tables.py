@@ -51,11 +51,11 @@ def costs(rows: list[tuple[str, Plan]]) -> None:
         cost, price = plan.cost, plan.cost.price
         total += cost.usd_per_month or 0.0
         million = usd_per_million(plan)
-        table.add_row(
-            stack, f"{cost.machines} × {cost.machine.name}" if cost.machine else "–", _money(cost.usd_per_hour),
-            _money(cost.usd_per_month), _money(million), f"{cost.machine.cloud} {price.region}" if price and cost.machine else "–",
-            str(price.date or "undated") if price else "–",
-        )  # fmt: skip
+        machines = f"{cost.machines} × {cost.machine.name}" if cost.machine else "–"
+        where = f"{cost.machine.cloud} {price.region}" if price and cost.machine else "–"
+        seen = str(price.date or "undated") if price else "–"
+        money = (_money(cost.usd_per_hour), _money(cost.usd_per_month), _money(million))
+        table.add_row(stack, machines, *money, where, seen)
     table.add_section()
     table.add_row("all", "", "", _money(total), "", "", "")
     Console().print(table)
@@ -68,7 +68,9 @@ def plan(decided: Plan) -> None:
     title = decided.stack or choice.model.id
     verdict = Text(" fits ", "black on green") if decided.runs else Text(" refused ", "white on red")
     parallel = f"TP {choice.topology.tensor_parallel} × PP {choice.topology.pipeline_parallel}"
-    head = Text(f"{title}: {choice.model.name} {choice.quantization}, {choice.topology.gpus} × {choice.gpu.name} ({parallel}) ")
+    head = Text(
+        f"{title}: {choice.model.name} {choice.quantization}, {choice.topology.gpus} × {choice.gpu.name} ({parallel}) "
+    )
     console.print(head + verdict)
     version = choice.form.version if choice.form is not None else "unsupported here"
     console.print(
@@ -108,13 +110,15 @@ def _ledger(console: Console, decided: Plan) -> None:
     console.print(bar + Text(f"  {memory.gpu_gib:.1f} GiB per GPU"))
     console.print(
         Text.assemble(
-            ("█ ", "blue"), f"weights {memory.weights_gib:.1f}  ", ("█ ", "yellow"), f"overhead {memory.overhead_gib:.1f}  ",
+            ("█ ", "blue"), f"weights {memory.weights_gib:.1f}  ",
+            ("█ ", "yellow"), f"overhead {memory.overhead_gib:.1f}  ",
             ("█ ", "green"), f"KV cache {memory.kv_cache_gib:.1f} (needed {memory.kv_needed_gib:.1f})  ",
             f"of a budget of {memory.budget_gib:.1f} GiB",
         )
     )  # fmt: skip
     console.print(
-        f"{memory.kv_cache_tokens:,} tokens of KV cache per replica, {memory.kv_bytes_per_token:,} bytes per token and GPU: "
+        f"{memory.kv_cache_tokens:,} tokens of KV cache per replica, {memory.kv_bytes_per_token:,} bytes per token "
+        "and GPU: "
         f"{memory.max_concurrency:.2f} requests of {decided.choice.load.context:,} tokens"
     )
 
@@ -124,8 +128,8 @@ def _money_lines(console: Console, decided: Plan) -> None:
     if cost.usd_per_hour is not None and cost.usd_per_month is not None and cost.machine is not None and cost.price:
         seen = cost.price.date or "undated"
         console.print(
-            f"${cost.usd_per_hour:,.2f} an hour, ${cost.usd_per_month:,.0f} a month: {cost.machines} × {cost.machine.cloud} "
-            f"{cost.machine.name} ({cost.price.region}, {seen})"
+            f"${cost.usd_per_hour:,.2f} an hour, ${cost.usd_per_month:,.0f} a month: {cost.machines} × "
+            f"{cost.machine.cloud} {cost.machine.name} ({cost.price.region}, {seen})"
         )
     million = usd_per_million(decided)
     if rate is not None and million is not None:

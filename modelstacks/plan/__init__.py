@@ -17,9 +17,7 @@ from modelstacks.spec import StackSpec
 __all__ = ["Alternative", "Choice", "Plan", "Refusal", "Timeouts", "plan"]
 
 
-def plan(
-    spec: StackSpec, catalog: Catalog, *, stack: str | None = None, today: datetime.date | None = None
-) -> Plan:
+def plan(spec: StackSpec, catalog: Catalog, *, stack: str | None = None, today: datetime.date | None = None) -> Plan:
     """Decide the deployment of a stack, or of a bare model when `stack` is None.
 
     Prices are called old as of `today`; without it the answer does not depend on the day it is asked.
@@ -133,7 +131,9 @@ def _warnings(plan: Plan, today: datetime.date | None) -> list[str]:
         warnings.append(form.warning)
     if choice.topology.tensor_parallel > 1 and gpu.interconnect.kind == "pcie":
         note = gpu.interconnect.note or "the machine has no NVLink"
-        warnings.append(f"tensor parallel over PCIe ({gpu.interconnect.gb_per_s:.0f} GB/s): {note}; expect slower steps")
+        warnings.append(
+            f"tensor parallel over PCIe ({gpu.interconnect.gb_per_s:.0f} GB/s): {note}; expect slower steps"
+        )
     if plan.spec.budget_usd_per_month is not None and cost.usd_per_month is None:
         warnings.append("no price is known, so the budget cannot be checked")
     if cost.price is not None:

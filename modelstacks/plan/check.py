@@ -103,10 +103,8 @@ def weights_of(choice: Choice) -> Weights:
 def check(choice: Choice, replicas: int, market: price.Market, catalog: Catalog) -> Checked:
     """The ledger, the cost and every refusal of one choice."""
     weights = weights_of(choice)
-    kv_known = choice.form is not None and choice.load.kv_cache_dtype in choice.form.kv_cache_dtypes
     numbers = choice.form or next(iter(catalog.versions.engines[choice.engine].values()))
-    load = choice.load if kv_known or choice.load.kv_cache_dtype in numbers.kv_cache_dtypes else replace(choice.load, kv_cache_dtype="auto")
-    memory = fit.memory(choice.model.architecture, choice.gpu, numbers, weights, choice.topology, load)
+    memory = fit.memory(choice.model.architecture, choice.gpu, numbers, weights, choice.topology, choice.load)
     refusals = (
         *_engine_refusals(choice),
         *_precision_refusals(choice),
@@ -266,4 +264,3 @@ def estimate(checked: Checked) -> throughput.Throughput | None:
         choice.model.architecture, choice.gpu, choice.quantization, checked.weights.total_gib, choice.topology,
         checked.memory,
     )  # fmt: skip
-

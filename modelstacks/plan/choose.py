@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from modelstacks import price
 from modelstacks.catalog import Catalog, Gpu, Model
 from modelstacks.fit import Topology
-from modelstacks.plan.check import Checked, check, choice_for, longest_context, profile_for, tier_of, with_context
+from modelstacks.plan.check import (
+    Checked,
+    check,
+    choice_for,
+    longest_context,
+    profile_for,
+    weights_of,
+    with_context,
+)
 from modelstacks.plan.values import Alternative, Choice
 from modelstacks.spec import StackSpec
 
 # Counts worth renting: powers of two in a node (heads divide by them), then up to four whole nodes.
 _IN_NODE = (1, 2, 4, 8, 16)
 _NODES = (2, 3, 4)
-_MOST_ALTERNATIVES = 6
+_MOST_OF_A_KIND = 2
 
 
 def candidates(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> Iterator[Checked]:
@@ -52,77 +61,98 @@ def closest(checked: list[Checked], model: Model) -> Checked:
 
 
 def alternatives(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> list[Alternative]:
-    """The nearest plans that pass the same check, the cheapest kind of change first."""
+    """The nearest plans that pass the same check, the cheapest kind of change first, at most two of a kind."""
     found: dict[tuple[object, ...], Alternative] = {}
-    for change, choice in _neighbours(refused, spec, catalog, market):
+    kinds: Counter[str] = Counter()
+    for kind, change, choice in _neighbours(refused, spec, catalog, market):
         key = (choice.gpu.id, choice.engine, choice.quantization, choice.topology, choice.load)
+        if key in found or kinds[kind] == _MOST_OF_A_KIND:
+            continue
         passed = check(choice, spec.replicas, market, catalog)
-        if passed.fits and key not in found:
+        if passed.fits:
             found[key] = Alternative(change, choice, passed.cost, passed.memory.max_concurrency)
-        if len(found) == _MOST_ALTERNATIVES:
-            break
+            kinds[kind] += 1
     return list(found.values())
 
 
-def _neighbours(
-    refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market
-) -> Iterator[tuple[str, Choice]]:
+_Neighbour = tuple[str, str, Choice]
+
+
+def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> Iterator[_Neighbour]:
+    """Kind of change, the change as stack keys, and the choice it leads to; whether it fits is not known yet."""
+    yield from _smaller_loads(refused)
     choice, model = refused.choice, refused.choice.model
-    form = choice.form
 
-    def at(gpu: Gpu, quantization: str, topology: Topology, kv_cache_dtype: str | None = None) -> Choice:
-        new = choice_for(spec, catalog, model, gpu, quantization, topology)
-        load = replace(new.load, context=choice.load.context, concurrency=choice.load.concurrency)
-        return replace(new, load=replace(load, kv_cache_dtype=kv_cache_dtype or load.kv_cache_dtype))
+    def at(gpu: Gpu, quantization: str, topology: Topology, engine: str | None = None) -> Choice:
+        asked = spec.model_copy(update={"engine": engine or choice.engine})
+        new = choice_for(asked, catalog, model, gpu, quantization, topology)
+        if new.form is None:
+            return new
+        load = with_context(new.load, choice.load.context, new.form, gpu)
+        return replace(new, load=replace(load, concurrency=choice.load.concurrency))
 
-    if form is not None:
-        longest = longest_context(choice, form, refused.weights)
-        if longest is not None and longest < choice.load.context:
-            less = replace(choice, load=with_context(choice.load, longest, form, choice.gpu))
-            yield f"modelstacks:context: {longest}", less
-        fewer = int(refused.memory.max_concurrency)
-        if 1 <= fewer < choice.load.concurrency:
-            yield f"modelstacks:concurrency: {fewer}", replace(choice, load=replace(choice.load, concurrency=fewer))
-        for dtype in ("auto", "fp8"):
-            if dtype in form.kv_cache_dtypes and dtype in choice.gpu.kv_cache_dtypes and dtype != spec.kv_cache_dtype:
-                smaller = replace(choice, load=replace(choice.load, kv_cache_dtype=dtype))
-                yield f"modelstacks:kvCacheDtype: {dtype}", smaller
-                both = longest_context(smaller, form, refused.weights)
-                if both is not None and both < choice.load.context and (longest is None or both > longest):
-                    load = with_context(smaller.load, both, form, choice.gpu)
-                    yield f"modelstacks:kvCacheDtype: {dtype}, modelstacks:context: {both}", replace(smaller, load=load)
     for engine in catalog.versions.engines:
-        if engine != choice.engine and form is None:
-            other = choice_for(
-                spec.model_copy(update={"engine": engine}), catalog, model, choice.gpu, choice.quantization,
-                choice.topology,
-            )  # fmt: skip
-            yield f"modelstacks:engine: {engine}", other
+        if engine != choice.engine:
+            other = at(choice.gpu, choice.quantization, choice.topology, engine)
+            yield "engine", _keys(engine=engine), other
     for quantization in model.quantizations:
         if quantization != choice.quantization:
-            yield f"modelstacks:quantization: {quantization}", at(choice.gpu, quantization, choice.topology)
+            other = at(choice.gpu, quantization, choice.topology)
+            yield "quantization", _keys(quantization=quantization), other
+            yield from _with_less_context("quantization", {"quantization": quantization}, other)
     open_counts = spec.model_copy(update={"gpus": None, "tensor_parallel": None, "pipeline_parallel": None})
     for topology in _topologies(open_counts, choice.gpu):
-        if topology.gpus > choice.topology.gpus or topology.tensor_parallel < choice.topology.tensor_parallel:
-            yield f"modelstacks:gpus: {topology.gpus}", at(choice.gpu, choice.quantization, topology)
+        if topology != choice.topology:
+            yield "gpus", _keys(gpus=topology.gpus), at(choice.gpu, choice.quantization, topology)
     others = []
     for gpu in _gpus(spec.model_copy(update={"gpu": None}), catalog, model, market):
-        if gpu.id == choice.gpu.id:
-            continue
-        same = [t for t in _topologies(open_counts, gpu) if t.gpus == choice.topology.gpus]
-        for topology in same:
-            other = at(gpu, choice.quantization, topology)
-            dollars = price.cost(gpu, topology, spec.replicas, market).usd_per_hour
-            others.append((math.inf if dollars is None else dollars, gpu.id, other))
-    for _, gpu_id, other in sorted(others, key=lambda entry: entry[:2]):
-        yield f"modelstacks:gpu: {gpu_id}", other
+        for topology in _topologies(open_counts, gpu):
+            if gpu.id != choice.gpu.id and topology.gpus == choice.topology.gpus:
+                dollars = price.cost(gpu, topology, spec.replicas, market).usd_per_hour
+                others.append((math.inf if dollars is None else dollars, gpu.id, topology))
+    for _, gpu_id, topology in sorted(others, key=lambda entry: entry[:2]):
+        yield "gpu", _keys(gpu=gpu_id), at(catalog.gpus[gpu_id], choice.quantization, topology)
+
+
+def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
+    """The same hardware asked for less: a shorter context, fewer requests at once, a narrower KV cache."""
+    choice, form = refused.choice, refused.choice.form
+    if form is None:
+        return
+    yield from _with_less_context("load", {}, choice)
+    fewer = int(refused.memory.max_concurrency)
+    if 1 <= fewer < choice.load.concurrency:
+        # The null block may take the last place, so one fewer is tried as well.
+        for count in (fewer, fewer - 1):
+            if count:
+                yield "load", _keys(concurrency=count), replace(choice, load=replace(choice.load, concurrency=count))
+    for dtype in ("fp8", "fp8_e4m3fn", "auto"):
+        if dtype in form.kv_cache_dtypes and dtype != choice.load.kv_cache_dtype:
+            narrow = replace(choice, load=replace(choice.load, kv_cache_dtype=dtype))
+            yield "cache", _keys(kvCacheDtype=dtype), narrow
+            yield from _with_less_context("cache", {"kvCacheDtype": dtype}, narrow)
+
+
+def _with_less_context(kind: str, change: dict[str, object], choice: Choice) -> Iterator[_Neighbour]:
+    if choice.form is None:
+        return
+    longest = longest_context(choice, choice.form, weights_of(choice))
+    if longest is not None and longest < choice.load.context:
+        load = with_context(choice.load, longest, choice.form, choice.gpu)
+        yield kind, _keys(**change, context=longest), replace(choice, load=load)
+
+
+def _keys(**values: object) -> str:
+    return ", ".join(f"modelstacks:{key}: {value}" for key, value in values.items())
 
 
 def _gpus(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> list[Gpu]:
     if spec.gpu is not None:
         return [catalog.gpus[spec.gpu]]
     named = [profile.gpu for profile in model.profiles]
-    gpus = sorted(catalog.gpus.values(), key=lambda gpu: (gpu.id not in named, named.index(gpu.id) if gpu.id in named else 0))
+    gpus = sorted(
+        catalog.gpus.values(), key=lambda gpu: (gpu.id not in named, named.index(gpu.id) if gpu.id in named else 0)
+    )
     return [gpu for gpu in gpus if not market.orderable or any(m.cloud == market.cloud for m in gpu.machines)] or gpus
 
 
@@ -145,6 +175,3 @@ def _topologies(spec: StackSpec, gpu: Gpu) -> list[Topology]:
         return [Topology(tensor, gpus // tensor)]
     counts = [count for count in _IN_NODE if count <= node] + [node * nodes for nodes in _NODES]
     return [Topology(min(count, node), max(1, count // node)) for count in counts]
-
-
-__all__ = ["alternatives", "best", "candidates", "closest", "tier_of"]

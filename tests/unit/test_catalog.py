@@ -1,0 +1,91 @@
+"""The data folders: every file is loaded, sourced and consistent, and one that contradicts itself cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from modelstacks import documents, project
+from modelstacks.catalog import Catalog, Gpu, Model
+from modelstacks.catalog.row import load_row
+from modelstacks.errors import BadInput
+
+CATALOG = Catalog()
+ROOT = project.data_root()
+
+
+@pytest.mark.parametrize("model_id", CATALOG.model_ids)
+def test_every_model_loads_with_a_profile_that_names_known_things(model_id: str) -> None:
+    """A new model is one file; this proves that it is complete."""
+    model = CATALOG.model(model_id)
+    for profile in model.profiles:
+        assert profile.gpu in CATALOG.gpus
+        assert profile.engine in CATALOG.versions.engines
+    assert set(model.engine_flags) | set(model.engine_refusals) <= set(CATALOG.versions.engines)
+
+
+@pytest.mark.parametrize("gpu_id", CATALOG.gpu_ids)
+def test_every_gpu_loads_with_machines_and_a_price(gpu_id: str) -> None:
+    """A new GPU type is one file."""
+    gpu = CATALOG.gpus[gpu_id]
+    assert any(machine.prices for machine in gpu.machines)
+    assert gpu.memory_gib.value < int("".join(ch for ch in gpu.name.split()[-1] if ch.isdigit())), (
+        "a card never shows more"
+    )
+
+
+@pytest.mark.parametrize("cloud", [path.stem for path in (ROOT / "templates" / "clouds").glob("*.yaml")])
+def test_every_cloud_has_a_placement_and_known_options(cloud: str) -> None:
+    """A new cloud is one declaration and its templates."""
+    from modelstacks.spec import CloudSpec, _camel
+
+    assert (ROOT / "templates" / "clouds" / f"{cloud}.placement.yaml.j2").is_file()
+    assert CATALOG.clouds[cloud].makes_nodes == (ROOT / "templates" / "clouds" / f"{cloud}.yaml.j2").is_file()
+    assert set(CATALOG.clouds[cloud].options) <= {_camel(name) for name in CloudSpec.model_fields}
+
+
+def test_every_engine_form_has_its_template_and_every_tier_its_form() -> None:
+    """Registries are folders: nothing is registered twice, nothing is left out."""
+    versions = CATALOG.versions
+    templates = {form.template for forms in versions.engines.values() for form in forms.values()}
+    assert templates == {path.name.removesuffix(".yaml.j2") for path in (ROOT / "templates" / "engines").glob("*.j2")}
+    assert {tier.template for tier in versions.tiers.values()} == {
+        path.name.removesuffix(".yaml.j2") for path in (ROOT / "templates" / "tiers").glob("*.j2")
+    }
+    for tier in versions.tiers.values():
+        assert any(tier.form in forms for forms in versions.engines.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "change", "says"),
+    [
+        (Model, "models/mistral-nemo-12b", ("layers: 40", "layers: -1"), r"line \d+, architecture.layers"),
+        (Model, "models/mistral-nemo-12b", ("kv_heads: 8", "kv_heads: 7"), "no multiple of kv_heads"),
+        (Model, "models/mistral-nemo-12b", ("size_gib: 22.81", "size_gib: 22810"), "plausible"),
+        (Model, "models/mistral-nemo-12b", ("context: 32768", "context: 999999"), "exceeds 131072"),
+        (Model, "models/mistral-nemo-12b", ("hidden: 5120", "hiden: 5120"), r"line \d+, architecture.*hiden"),
+        (Model, "models/gemma-2-27b", ("must_accept: true", "must_accept: false"), "must be accepted"),
+        (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: 0"), r"line \d+, machines.0.prices.0.usd_per_hour"),
+        (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: -3"), "greater than 0"),
+        (Gpu, "../hardware/l4", ("name: g6.2xlarge", "name: g6.xlarge"), "listed twice"),
+        (Gpu, "../hardware/l4", ("fp8: 242, ", ""), "tflops gives no fp8"),
+    ],
+)  # fmt: skip
+def test_data_that_contradicts_itself_is_refused_with_its_line(
+    tmp_path: Path, kind: type[Model] | type[Gpu], source: str, change: tuple[str, str], says: str
+) -> None:
+    """One damaged number at a time."""
+    text = (ROOT / "templates" / f"{source}.yaml").read_text()
+    assert change[0] in text
+    path = tmp_path / "row.yaml"
+    path.write_text(text.replace(*change, 1))
+    with pytest.raises(BadInput, match=says) as caught:
+        load_row(kind, path, id="row")
+    assert str(path) in str(caught.value)
+
+
+def test_names_that_never_existed_get_the_real_ones() -> None:
+    """The article's invented names are answered, not searched for."""
+    for name in documents.read_file(ROOT / "templates" / "missing-models.yaml"):
+        assert name not in CATALOG.model_ids
+        with pytest.raises(BadInput):
+            CATALOG.model(name)

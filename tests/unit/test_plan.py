@@ -1,0 +1,203 @@
+"""Plans and refusals: what is chosen, what is declined in which words, and that every alternative really fits."""
+
+import datetime
+from typing import Any
+
+import pytest
+
+from modelstacks import spec
+from modelstacks.answer import answer
+from modelstacks.catalog import Catalog
+from modelstacks.errors import BadInput
+from modelstacks.plan import Plan, plan
+
+CATALOG = Catalog()
+
+
+def decide(stack: str | None = None, **values: Any) -> Plan:
+    """The plan of a question given as stack keys."""
+    return plan(spec.parse(values, CATALOG, source="test"), CATALOG, stack=stack)
+
+
+@pytest.mark.parametrize(
+    ("values", "tier", "gpus"),
+    [
+        ({"model": "mistral-nemo-12b", "gpu": "l4", "quantization": "fp8"}, "single-gpu", 1),
+        ({"model": "llama-4-scout", "gpu": "h100-sxm", "quantization": "int4"}, "single-gpu", 1),
+        ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "quantization": "fp8"}, "tensor-parallel", 2),
+        ({"model": "mixtral-8x22b", "gpu": "h100-sxm", "quantization": "fp8", "context": 8192}, "tensor-parallel", 2),
+        ({"model": "mixtral-8x22b", "gpu": "h100-sxm", "quantization": "fp8", "context": 65536}, "tensor-parallel", 4),
+        ({"model": "deepseek-r1", "gpu": "h100-sxm"}, "ray", 16),
+        ({"model": "gemma-2-27b", "gpu": "a100-80"}, "single-gpu", 1),
+    ],
+)
+def test_the_smallest_count_that_fits_is_taken(values: dict[str, Any], tier: str, gpus: int) -> None:
+    """Counts are left out, so the plan computes them; the tier follows."""
+    decided = decide(**values)
+    assert decided.fits, decided.refusals
+    assert (decided.choice.tier, decided.choice.topology.gpus) == (tier, gpus)
+
+
+def test_deepseek_over_two_nodes_is_cut_inside_and_between_them() -> None:
+    """Tensor parallel stays in the node, pipeline stages cross it."""
+    topology = decide(model="deepseek-r1", gpu="h100-sxm").choice.topology
+    assert (topology.tensor_parallel, topology.pipeline_parallel) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8}, "weights-too-large"),
+        ({"model": "deepseek-r1", "gpu": "b200", "gpus": 4}, "weights-too-large"),
+        ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 1, "quantization": "fp8", "context": 131072}, None),
+        ({"model": "mixtral-8x22b", "gpu": "h100-sxm", "gpus": 2, "context": 65536}, "kv-cache-too-small"),
+        ({"model": "mistral-nemo-12b", "gpu": "l4", "gpus": 1, "quantization": "bf16"}, "weights-too-large"),
+        ({"model": "mistral-nemo-12b", "gpu": "h100-sxm", "gpus": 3, "quantization": "fp8"}, "heads-not-divisible"),
+        ({"model": "llama-4-scout", "gpu": "h100-sxm", "context": 20_000_000}, "context-beyond-model"),
+        ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "context": 131073}, "context-beyond-model"),
+        ({"model": "gemma-2-27b", "gpu": "a100-80", "context": 16384}, "context-beyond-model"),
+        ({"model": "deepseek-r1", "gpu": "h200", "engine": "tgi"}, "engine-unsupported"),
+        ({"model": "gemma-2-27b", "gpu": "a100-80", "gpus": 16}, "engine-unsupported"),
+        ({"model": "gemma-2-27b", "gpu": "a100-80", "quantization": "fp8"}, "quantization-unavailable"),
+        ({"model": "mistral-nemo-12b", "gpu": "l4", "quantization": "awq"}, "quantization-unavailable"),
+        ({"model": "mistral-nemo-12b", "gpu": "l4", "kvCacheDtype": "nvfp4"}, "precision-unsupported"),
+        ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "tensorParallel": 16}, "tensor-parallel-beyond-node"),
+        ({"model": "mistral-nemo-12b", "gpu": "l4", "tensorParallel": 1, "pipelineParallel": 64}, "layers-too-few"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_code(values: dict[str, Any], code: str | None) -> None:
+    """Each refusal of hardware or engine, once."""
+    decided = decide(**values)
+    assert not decided.fits
+    if code is not None:
+        assert code in [refusal.code for refusal in decided.refusals]
+
+
+def test_a_memory_refusal_names_need_have_and_the_largest_part() -> None:
+    """The reader sees at once which number is too large."""
+    (refusal,) = decide(model="deepseek-r1", gpu="h100-sxm", gpus=8).refusals
+    assert refusal.need is not None
+    assert refusal.have is not None
+    assert refusal.need > refusal.have
+    assert refusal.unit == "GiB per GPU"
+    assert "largest part: weights" in refusal.message
+
+
+def test_a_context_refusal_names_the_context_that_fits_and_it_does() -> None:
+    """The named context is the edge: it fits, and 1024 tokens more do not."""
+    question = {"model": "mixtral-8x22b", "gpu": "h100-sxm", "gpus": 2, "quantization": "fp8"}
+    (refusal,) = decide(**question, context=65536).refusals
+    longest = int(refusal.message.rsplit(" ", 1)[1])
+    assert decide(**question, context=longest).fits
+    assert not decide(**question, context=longest + 1024).fits
+
+
+def test_qwen_at_128k_on_one_h100_learns_what_fits_or_that_nothing_does() -> None:
+    """The article promises it; the arithmetic declines."""
+    decided = decide(model="qwen-2.5-72b", gpu="h100-sxm", gpus=1, quantization="fp8", context=131072)
+    assert "no context fits" in decided.refusals[0].message or "longest context" in decided.refusals[0].message
+    assert any(alternative.choice.topology.gpus == 2 for alternative in decided.alternatives)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8},
+        {"model": "mixtral-8x22b", "gpu": "h100-sxm", "gpus": 2, "context": 65536},
+        {"model": "mistral-nemo-12b", "gpu": "l4", "gpus": 1, "context": 131072},
+        {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 1, "context": 131072},
+        {"model": "llama-4-scout", "gpu": "l4", "gpus": 1},
+    ],
+)
+def test_every_alternative_passes_the_same_check(values: dict[str, Any]) -> None:
+    """An alternative's options, asked as a question, give a plan that fits at the stated price."""
+    decided = decide(**values)
+    offered = answer(decided)["alternatives"]
+    assert offered
+    for alternative in offered:
+        again = answer(decide(**alternative["options"]))
+        assert again["fits"], (alternative["change"], again["refusals"])
+        assert again["cost"]["usd_per_hour"] == alternative["cost"]["usd_per_hour"]
+
+
+def test_licence_and_budget_stop_a_stack_and_only_warn_a_bare_model() -> None:
+    """`fits` speaks of hardware alone."""
+    values = {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "budgetUsdPerMonth": 100}
+    stack, bare = decide(stack="s", **values), decide(**values)
+    assert {refusal.code for refusal in stack.refusals} == {"license-not-accepted", "over-budget"}
+    assert stack.fits
+    assert not stack.runs
+    assert bare.runs
+    assert any("acceptedLicense" in warning for warning in bare.warnings)
+    assert decide(stack="s", model="qwen-2.5-72b", gpu="h100-sxm", acceptedLicense="qwen").runs
+
+
+def test_costs_are_whole_machines_for_all_replicas() -> None:
+    """Two GPUs on an 8-GPU machine pay for eight, and four such replicas pay for no more."""
+    question = {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 2, "cloud": {"kind": "kwok"}}
+    one, four, five = (decide(**question, replicas=count).cost for count in (1, 4, 5))
+    assert one.machine is not None
+    assert one.machine.name == "p5.48xlarge"
+    assert one.usd_per_hour == four.usd_per_hour == 55.04
+    assert five.usd_per_hour == 110.08
+    assert decide(**question, replicas=0).cost.usd_per_hour == 0
+
+
+def test_context_beyond_the_config_stretches_rope_in_the_flag() -> None:
+    """The documented scaling is emitted, never more than it."""
+    decided = decide(model="qwen-2.5-72b", gpu="h100-sxm", context=131072)
+    assert decided.hf_overrides["max_position_embeddings"] == 131072
+    parameters = decided.hf_overrides["rope_parameters"]
+    assert isinstance(parameters, dict)
+    assert parameters["factor"] == 4.0
+    assert decide(model="qwen-2.5-72b", gpu="h100-sxm", context=32768).hf_overrides == {}
+
+
+def test_a_quantization_made_while_loading_counts_what_is_held_meanwhile() -> None:
+    """Gemma in FP8 has no published checkpoint: vLLM makes one, layer by layer."""
+    decided = decide(model="gemma-2-27b", gpu="h100-sxm", engine="vllm", quantization="fp8")
+    assert decided.fits
+    assert decided.memory.weights_gib < 0.6 * 50.71
+    assert decided.memory.loading_peak_gib > decided.memory.weights_gib
+    assert any("made from bf16 while loading" in warning for warning in decided.warnings)
+
+
+def test_an_engine_version_without_figures_is_bad_input() -> None:
+    """A plan speaks of one engine version; another one is not guessed at."""
+    with pytest.raises(BadInput, match=r"0\.32\.0"):
+        decide(model="mistral-nemo-12b", gpu="l4", engineVersion="0.1.0")
+
+
+def test_the_ray_tier_plans_for_its_own_engine_version() -> None:
+    """The Ray image carries an older vLLM than the plain server."""
+    assert answer(decide(model="deepseek-r1", gpu="h100-sxm"))["engine_version"] == "0.29.0"
+    assert answer(decide(model="mistral-nemo-12b", gpu="l4"))["engine_version"] == "0.32.0"
+
+
+def test_an_old_price_is_called_old_only_when_asked_on_a_day() -> None:
+    """Rendered pages must not change with the calendar."""
+    asked = spec.parse({"model": "mistral-nemo-12b", "gpu": "l4", "cloud": {"kind": "kwok"}}, CATALOG, source="test")
+    late = plan(asked, CATALOG, today=datetime.date(2027, 1, 1))
+    assert any("more than 90 days old" in warning for warning in late.warnings)
+    assert not any("days old" in warning for warning in plan(asked, CATALOG).warnings)
+
+
+def test_the_json_contract_has_every_field() -> None:
+    """Scripts rely on these names."""
+    fields = answer(decide(model="mistral-nemo-12b"))
+    assert set(fields) >= {
+        "stack", "model", "engine", "tier", "fits", "gpu", "gpus_per_replica", "nodes_per_replica", "tensor_parallel",
+        "pipeline_parallel", "replicas", "quantization", "checkpoint", "context", "concurrency", "kv_cache_dtype",
+        "memory", "cost", "refusals", "alternatives", "warnings", "engine_version",
+    }  # fmt: skip
+    assert set(fields["memory"]) >= {
+        "gpu_gib", "budget_gib", "weights_gib", "overhead_gib", "kv_cache_gib", "kv_bytes_per_token", "kv_cache_tokens",
+        "max_concurrency",
+    }  # fmt: skip
+    assert set(fields["cost"]) >= {
+        "usd_per_hour", "usd_per_month", "usd_per_million_output_tokens", "price_source", "price_date",
+    }  # fmt: skip
+    memory = fields["memory"]
+    assert memory["kv_cache_gib"] == pytest.approx(
+        memory["budget_gib"] - memory["weights_gib"] - memory["overhead_gib"], abs=0.002
+    )

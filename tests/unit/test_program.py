@@ -1,0 +1,172 @@
+"""The Pulumi program under mocks: it registers what rendered/ holds, and what plan.md lists by name, nothing else."""
+
+import asyncio
+import json
+import runpy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pulumi.runtime
+import pytest
+import yaml
+from pulumi.runtime import mocks
+
+from modelstacks import program, project, spec
+from modelstacks.catalog import Catalog
+
+ROOT = project.root()
+CATALOG = Catalog()
+STACKS = spec.stack_names(ROOT)
+COMPONENTS = "modelstacks:index:"
+
+
+@dataclass
+class Recorder(pulumi.runtime.Mocks):
+    """Keeps every registration as the engine would see it."""
+
+    resources: list[mocks.MockResourceArgs] = field(default_factory=list)
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        self.resources.append(args)
+        return f"{args.name}-id", dict(args.inputs)
+
+    def call(self, args: mocks.MockCallArgs) -> dict[str, Any]:
+        raise AssertionError(f"the program calls {args.token}")
+
+
+def run_program(stack: str, config: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """`__main__.py` as the language host runs it, against mocks."""
+    monkeypatch.chdir(ROOT)
+    recorder = Recorder()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        pulumi.runtime.set_mocks(recorder, project="modelstacks", stack=stack, preview=False)
+        pulumi.runtime.set_all_config(config, [key for key in config if key.endswith("hubToken")])
+
+        @pulumi.runtime.test
+        def settled() -> None:
+            runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
+
+        settled()
+    finally:
+        loop.close()
+        asyncio.set_event_loop(None)
+    return recorder
+
+
+def config_of(stack: str) -> dict[str, str]:
+    """A stack file's config as the engine hands it over: every value as text."""
+    data = yaml.safe_load(spec.stack_file(ROOT, stack).read_text())["config"]
+    return {key: json.dumps(value) if isinstance(value, dict | list) else str(value) for key, value in data.items()}
+
+
+def plain(value: Any) -> Any:
+    """Inputs as plain data: secrets unwrapped, whole floats as the integers they were."""
+    if isinstance(value, dict):
+        if "4dabf18193072939515e22adb298388d" in value:
+            return plain(value["value"])
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def objects(recorder: Recorder) -> list[mocks.MockResourceArgs]:
+    """Registered Kubernetes objects."""
+    return [r for r in recorder.resources if r.typ.startswith("kubernetes:")]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_what_is_registered_is_what_was_reviewed(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs equal rendered/<stack>, object for object and field for field."""
+    recorder = run_program(stack, config_of(stack), monkeypatch)
+    reviewed = [yaml.safe_load(path.read_text()) for path in project.rendered_dir(ROOT, stack).glob("*.yaml")]
+    registered = [plain(resource.inputs) for resource in objects(recorder)]
+    by_identity = {(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]): m for m in registered}
+    assert len(by_identity) == len(registered) == len(reviewed)
+    for manifest in reviewed:
+        key = (manifest["kind"], manifest["metadata"].get("namespace"), manifest["metadata"]["name"])
+        assert by_identity[key] == manifest
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_token_has_group_and_version_and_one_provider(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`v1:Service` instead of `core/v1:Service` would pass mocks and fail at the provider."""
+    recorder = run_program(stack, config_of(stack), monkeypatch)
+    providers = [r for r in recorder.resources if r.typ == "pulumi:providers:kubernetes"]
+    assert len(providers) == 1
+    for resource in objects(recorder):
+        group_version = resource.typ.split(":")[1]
+        assert "/" in group_version, resource.typ
+        assert "cluster" in (resource.provider or ""), "the explicit provider"
+
+
+def test_a_hub_token_becomes_a_secret_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one object that rendered/ cannot hold is the one that plan.md names."""
+    plain_run = run_program("quickstart", config_of("quickstart"), monkeypatch)
+    config = config_of("quickstart") | {"modelstacks:hubToken": "hf_secret"}
+    with_token = run_program("quickstart", config, monkeypatch)
+    before, after = ({r.name for r in objects(run)} for run in (plain_run, with_token))
+    assert after - before == {"secret-quickstart-hub-token"}
+    page = (project.rendered_dir(ROOT, "quickstart") / "plan.md").read_text()
+    assert "Secret `hub-token`" in page
+    others = [r for r in objects(with_token) if r.typ != "kubernetes:core/v1:Secret"]
+    assert "hf_secret" not in json.dumps([plain(r.inputs) for r in others])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"modelstacks:gpus": "8", "modelstacks:gpu": "h100-sxm", "modelstacks:model": "deepseek-r1"},
+            "weights-too-large",
+        ),
+        ({"modelstacks:replicas": "many"}, "modelstacks:replicas"),
+        ({"modelstacks:model": "llama-4-70b"}, "Llama 4 has no 70B"),
+        ({"modelstacks:requireReviewed": "true", "modelstacks:replicas": "3"}, "deployment.quickstart.yaml"),
+    ],
+)
+def test_refusals_end_the_program_with_their_message(
+    change: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RunError is what the language host prints without a stack trace."""
+    config = config_of("quickstart") | change
+    if "deepseek" in str(change):
+        config.pop("modelstacks:quantization")
+    with pytest.raises(pulumi.RunError, match=says):
+        run_program("quickstart", config, monkeypatch)
+
+
+def test_an_overlay_reads_the_stack_file_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded cluster's config holds only what differs."""
+    path = tmp_path / "Pulumi.mine.yaml"
+    path.write_text(
+        "config:\n  modelstacks:model: mistral-nemo-12b\n  modelstacks:gpu: l4\n  modelstacks:replicas: 2\n"
+    )
+    config = {"modelstacks:stackFile": str(path), "modelstacks:cloud": '{"kind": "kwok"}'}
+    recorder = run_program("mine", config, monkeypatch)
+    (deployment,) = [r for r in objects(recorder) if r.typ.endswith(":Deployment")]
+    assert plain(deployment.inputs)["spec"]["replicas"] == 2
+    assert any(r.typ.endswith(":NodePool") and r.typ.startswith("kubernetes:") for r in recorder.resources)
+    with pytest.raises(pulumi.RunError, match=r"is Pulumi\.mine\.yaml"):
+        run_program("other", config, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("api_version", "kind", "typed"),
+    [
+        ("v1", "Service", True),
+        ("apps/v1", "Deployment", True),
+        ("networking.k8s.io/v1", "NetworkPolicy", True),
+        ("policy/v1", "PodDisruptionBudget", True),
+        ("apps.example.com/v1", "Deployment", False),
+        ("karpenter.sh/v1", "NodePool", False),
+        ("ray.io/v1", "RayService", False),
+    ],
+)
+def test_only_kubernetes_own_groups_are_typed(api_version: str, kind: str, typed: bool) -> None:
+    """A CRD group that begins like a built-in one must not hit it."""
+    assert (program.typed_class(api_version, kind) is not None) == typed

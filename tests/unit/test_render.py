@@ -1,0 +1,183 @@
+"""Rendering: the plan's numbers are the flags, the templates decide nothing, and the bytes never change by themselves."""
+
+import itertools
+import json
+from typing import Any
+
+import jinja2
+import jinja2.nodes
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.serve.schema import ServeDeploySchema
+
+from modelstacks import documents, project, render, review, spec
+from modelstacks.catalog import Catalog
+from modelstacks.plan import Plan, plan
+
+CATALOG = Catalog()
+STACKS = spec.stack_names(project.root())
+TEMPLATES = CATALOG.templates
+
+
+def plan_of(stack: str, **overlay: Any) -> Plan:
+    """The plan of one of the project's stacks, changed."""
+    path = spec.stack_file(project.root(), stack)
+    return plan(spec.parse_file(path, CATALOG, overlay=overlay), CATALOG, stack=stack)
+
+
+def objects(decided: Plan) -> dict[str, dict[str, Any]]:
+    """Rendered manifests by kind."""
+    return {manifest["kind"]: manifest for manifest in render.render(decided, CATALOG)}
+
+
+def flags(args: list[str]) -> dict[str, str]:
+    """Pairs of a command line's flags and what follows each."""
+    return {flag: value for flag, value in itertools.pairwise([*args, ""]) if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_rendered_files_are_what_the_stack_renders_to(stack: str) -> None:
+    """rendered/ is the golden output; `make render` refreshes it."""
+    fresh = review.files(plan_of(stack), CATALOG, stack)
+    changed = review.differences(fresh, project.rendered_dir(project.root(), stack))
+    assert not changed, "run `make render`\n" + "\n".join(difference.diff for difference in changed)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_rendering_twice_gives_the_same_bytes(stack: str) -> None:
+    """Two independent catalogues, two renders, one result."""
+    first = review.files(plan_of(stack), CATALOG, stack)
+    again = Catalog()
+    path = spec.stack_file(project.root(), stack)
+    second = review.files(plan(spec.parse_file(path, again), again, stack=stack), again, stack)
+    assert first == second
+
+
+@pytest.mark.parametrize("stack", [s for s in STACKS if s not in ("deepseek-r1", "gemma-2-27b")])
+def test_the_number_in_the_plan_is_the_number_in_vllms_flag(stack: str) -> None:
+    """Every flag that the arithmetic depends on is written out."""
+    decided = plan_of(stack)
+    container = objects(decided)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    given_flags = flags(container["args"])
+    load, topology = decided.choice.load, decided.choice.topology
+    assert given_flags["--max-model-len"] == str(load.context)
+    assert given_flags["--tensor-parallel-size"] == str(topology.tensor_parallel)
+    assert given_flags["--pipeline-parallel-size"] == str(topology.pipeline_parallel)
+    assert given_flags["--gpu-memory-utilization"] == str(load.gpu_memory_utilization)
+    assert given_flags["--max-num-seqs"] == str(load.max_num_seqs)
+    assert given_flags["--max-num-batched-tokens"] == str(load.max_num_batched_tokens)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(topology.gpus)
+
+
+def test_tgi_gets_its_own_flags_from_the_same_plan() -> None:
+    """One engine is one template."""
+    decided = plan_of("gemma-2-27b")
+    given_flags = flags(objects(decided)["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"])
+    assert given_flags["--max-total-tokens"] == "8192"
+    assert given_flags["--num-shard"] == "1"
+    assert int(given_flags["--max-batch-prefill-tokens"]) >= int(given_flags["--max-input-tokens"])
+    assert given_flags["--cuda-memory-fraction"] == str(decided.choice.load.gpu_memory_utilization)
+
+
+def test_the_ray_service_is_the_plan() -> None:
+    """Workers are whole nodes, the Serve application has the plan's numbers, and Ray itself accepts its shape."""
+    decided = plan_of("deepseek-r1", replicas=2)
+    service = objects(decided)["RayService"]["spec"]
+    serve = documents.read(service["serveConfigV2"], source="serveConfigV2")[0]
+    ServeDeploySchema.model_validate(serve)
+    (config,) = serve["applications"][0]["args"]["llm_configs"]
+    assert config["engine_kwargs"]["tensor_parallel_size"] == 8
+    assert config["engine_kwargs"]["pipeline_parallel_size"] == 2
+    assert config["engine_kwargs"]["max_model_len"] == decided.choice.load.context
+    assert config["engine_kwargs"]["reasoning_parser"] == "deepseek_r1"
+    assert config["deployment_config"]["autoscaling_config"]["min_replicas"] == 2
+    (workers,) = service["rayClusterConfig"]["workerGroupSpecs"]
+    assert workers["replicas"] == workers["maxReplicas"] == 4
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "8"
+
+
+def test_the_node_pool_can_never_hold_more_than_the_plan() -> None:
+    """A runaway cannot buy a GPU more."""
+    for replicas, limit in ((1, "8"), (4, "8"), (5, "16")):
+        decided = plan_of("qwen-2.5-72b", replicas=replicas, cloud={"kind": "kwok"})
+        assert objects(decided)["NodePool"]["spec"]["limits"] == {"nvidia.com/gpu": limit}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_only_node_pool_placement_and_await_differ_on_the_embedded_cluster(stack: str) -> None:
+    """What was reviewed for a real cloud is what runs on simulated nodes, save where pods go."""
+
+    def comparable(decided: Plan) -> dict[tuple[str, str, str], Any]:
+        found = {}
+        for manifest in render.render(decided, CATALOG):
+            if manifest["kind"] == "NodePool":
+                continue
+            copy = json.loads(json.dumps(manifest))
+            pod = copy.get("spec", {}).get("template")
+            if manifest["kind"] == "RayService":
+                # Simulated pods run no Ray, so its readiness cannot be awaited there.
+                del copy["metadata"]["annotations"]["pulumi.com/waitFor"]
+                pod = copy["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]
+            if pod is not None:
+                for key in ("nodeSelector", "tolerations"):
+                    del pod["spec"][key]
+                del pod["metadata"]["annotations"]
+            found[render.identity(manifest)] = copy
+        return found
+
+    assert comparable(plan_of(stack, cloud={"kind": "existing"})) == comparable(plan_of(stack, cloud={"kind": "kwok"}))
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_pods_are_restricted_or_say_why_not(stack: str) -> None:
+    """Pod Security `restricted` wherever the image allows it; the page names the field otherwise."""
+    decided = plan_of(stack)
+    rendered = objects(decided)
+    level = rendered["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    page = review.page(decided, list(rendered.values()), stack)
+    assert level == "restricted" or "`runAsUser`" in page
+    text = json.dumps(rendered)
+    assert '"privileged"' not in text
+    assert '"hostPath"' not in text
+    assert text.count('"enableServiceLinks": false') == text.count('"serviceAccountName"')
+
+
+def test_templates_decide_nothing() -> None:
+    """Values, loops and plain conditions; the only filter is tojson, and no value is printed without it."""
+    for path in sorted(TEMPLATES.rglob("*.j2")):
+        tree = jinja2.Environment().parse(path.read_text())
+        banned = (
+            jinja2.nodes.BinExpr, jinja2.nodes.UnaryExpr, jinja2.nodes.Compare, jinja2.nodes.Call, jinja2.nodes.Assign,
+            jinja2.nodes.Macro, jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.CondExpr, jinja2.nodes.Test,
+        )  # fmt: skip
+        for node in tree.find_all(banned):
+            pytest.fail(f"{path.name}:{node.lineno} decides something: {type(node).__name__}")
+        for output in tree.find_all(jinja2.nodes.Output):
+            for node in output.nodes:
+                ok = isinstance(node, jinja2.nodes.TemplateData) or (
+                    isinstance(node, jinja2.nodes.Filter) and node.name == "tojson"
+                )
+                assert ok, f"{path.name}:{node.lineno} prints a value without tojson"
+
+
+_NASTY = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20) | st.sampled_from(
+    ["#x", "{{ x }}", "{% if %}", ": ", "- a", "&a", "*a", "'\"", "\N{ROCKET}", "null", "1e3", "\u2028"]
+)
+
+
+@settings(max_examples=50)
+@given(_NASTY)
+def test_any_text_survives_the_templates(text: str) -> None:
+    """Values reach the manifest as they were, whatever they look like."""
+    template = "a: {{ x | tojson }}\nb:\n  - {{ x | tojson }}\n"
+    environment = render.environment(TEMPLATES)
+    (read,) = documents.read(environment.from_string(template).render(x=text), source="test")
+    assert read == {"a": text, "b": [text]}
+
+
+def test_an_unknown_name_in_a_template_is_an_error() -> None:
+    """StrictUndefined: a typo never renders as nothing."""
+    with pytest.raises((jinja2.UndefinedError, TypeError)):
+        render.environment(TEMPLATES).from_string("{{ nothing | tojson }}").render()

@@ -1,0 +1,155 @@
+"""Stack files: every mistake is reported at once, with its path, the value and what is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelstacks import spec
+from modelstacks.catalog import Catalog
+from modelstacks.errors import BadInput
+
+CATALOG = Catalog()
+GOOD: dict[str, Any] = {"model": "mistral-nemo-12b"}
+
+
+def problems(values: dict[str, Any]) -> dict[str, str]:
+    """Path → message of everything wrong with `values`."""
+    with pytest.raises(BadInput) as caught:
+        spec.parse(values, CATALOG, source="test")
+    return {problem.path.removeprefix("modelstacks:"): str(problem) for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("replicas", "two", "whole number"),
+        ("replicas", 2.5, "whole number"),
+        ("replicas", True, "whole number"),
+        ("replicas", -1, "greater than or equal to 0"),
+        ("context", "128k", "131072"),
+        ("context", 0, "greater than or equal to 1"),
+        ("quantization", "fp9", "did you mean fp8"),
+        ("gpu", "h100", "did you mean h100-"),
+        ("engine", "vlm", "did you mean vllm"),
+        ("gpuMemoryUtilization", 1.5, "less than or equal to 1"),
+        ("gpuMemoryUtilization", float("nan"), "nan"),
+        ("budgetUsdPerMonth", 0, "greater than 0"),
+        ("namespace", "Not_A_Name", "match"),
+        ("cloud", "aws", "must be a mapping"),
+        ("cloud", {"kind": "kwock"}, "did you mean kwok"),
+        ("cloud", {"kind": "kwok", "zoness": []}, "did you mean zones"),
+        ("cloud", {"kind": "kwok", "nodeSelector": {"a": "b"}}, "not an option of kind kwok"),
+        ("hubTokenSecret", 5, "text"),
+        ("model", "qwen-2.5-70b", "did you mean qwen-2.5-72b"),
+        ("model", "llama-4-70b", "Llama 4 has no 70B"),
+        ("model", ["x"], "text"),
+        ("replica", 1, "did you mean replicas"),
+    ],
+)
+def test_each_mistake_names_its_place_and_the_way_out(key: str, value: object, says: str) -> None:
+    """One wrong key at a time."""
+    found = problems({**GOOD, key: value})
+    assert len(found) == 1, found
+    ((path, message),) = found.items()
+    assert path.split(".")[0] == key
+    assert says in message
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    """A user corrects a file once, not once per mistake."""
+    found = problems({"modle": "x", "replicas": "two", "gpu": "h900", "context": -5, "cloud": {"kind": "moon"}})
+    assert set(found) == {"modle", "model", "replicas", "gpu", "context", "cloud.kind"}
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"gpus": 8, "tensorParallel": 3}, "tensorParallel"),
+        ({"gpus": 8, "tensorParallel": 4, "pipelineParallel": 4}, "gpus"),
+        ({"gpu": "h100-sxm", "gpus": 12}, "gpus"),
+        ({"weights": {"claim": "a", "storageClass": "b"}}, "weights"),
+    ],
+)
+def test_contradictions_are_bad_input(values: dict[str, Any], path: str) -> None:
+    """Counts that cannot all be true are not refused by arithmetic: they are mistakes."""
+    assert path in problems({**GOOD, **values})
+
+
+def test_numbers_may_be_text_as_pulumi_writes_them() -> None:
+    """`pulumi config set` stores every value as text."""
+    parsed = spec.parse({**GOOD, "replicas": "2", "context": "8192"}, CATALOG, source="test")
+    assert (parsed.replicas, parsed.context) == (2, 8192)
+
+
+def test_engine_config_and_stack_file_mean_the_same(tmp_path: Path) -> None:
+    """What the engine hands to the program is what the file says."""
+    path = tmp_path / "Pulumi.x.yaml"
+    path.write_text(
+        "encryptionsalt: v1:x\nconfig:\n  aws:region: us-east-1\n  pulumi:disable-default-providers: ['*']\n"
+        "  modelstacks:model: mistral-nemo-12b\n  modelstacks:cloud: {kind: kwok, zones: [local-a]}\n"
+        "  modelstacks:gpuMemoryUtilization: 0.9\n  modelstacks:requireReviewed: true\n"
+    )
+    config = {
+        "aws:region": "us-east-1",
+        "modelstacks:model": "mistral-nemo-12b",
+        "modelstacks:cloud": '{"kind":"kwok","zones":["local-a"]}',
+        "modelstacks:gpuMemoryUtilization": "0.9",
+        "modelstacks:requireReviewed": "true",
+    }
+    from_engine = spec.parse(spec.config_values(config), CATALOG, source="engine")
+    assert spec.parse_file(path, CATALOG) == from_engine
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("config: 5", "must be a mapping"),
+        ("- a", "must be a mapping"),
+        ("config:\n  model: x\n", "modelstacks:model"),
+        ("config: {a: [", "not valid YAML"),
+        ("config:\n  modelstacks:model: a\n  modelstacks:model: b\n", "duplicate key"),
+    ],
+)
+def test_files_that_are_no_stack_files_say_why(tmp_path: Path, text: str, says: str) -> None:
+    """The message names the file and the place."""
+    path = tmp_path / "Pulumi.x.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=says) as caught:
+        spec.parse_file(path, CATALOG)
+    assert str(path) in str(caught.value)
+
+
+def test_two_files_of_one_stack_are_refused(tmp_path: Path) -> None:
+    """Pulumi would read one of them; which one is not something to guess."""
+    (tmp_path / "stacks").mkdir()
+    (tmp_path / "stacks" / "Pulumi.a.yaml").touch()
+    (tmp_path / "Pulumi.a.yaml").touch()
+    with pytest.raises(BadInput, match="two files have the name a"):
+        spec.stack_file(tmp_path, "a")
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", "a/b", "../a", "a" * 41, "a_b"])
+def test_unusable_stack_names_are_refused(tmp_path: Path, name: str) -> None:
+    """The name becomes part of object names."""
+    with pytest.raises(BadInput, match="no usable stack name"):
+        spec.stack_file(tmp_path, name)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(spec.KEYS) | st.text(max_size=8),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
+        | st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=4), max_size=2),
+        max_size=6,
+    )
+)  # fmt: skip
+def test_no_input_gives_anything_but_a_spec_or_bad_input(values: dict[str, Any]) -> None:
+    """Whatever stands in the file, no other exception escapes."""
+    try:
+        spec.parse(values, CATALOG, source="fuzz")
+    except BadInput as error:
+        assert error.problems
