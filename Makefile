@@ -42,6 +42,10 @@ render: .venv/.ready ## Write rendered/ for every stack
 verify: .venv/.ready ## Fail unless rendered/ is what the stacks render to
 	@$(RUN)/modelstacks render --all --check
 
+.PHONY: pictures
+pictures: .venv/.ready ## Draw the README's terminal pictures from today's plans
+	@$(RUN)/python docs/pictures.py
+
 .PHONY: lint
 lint: .venv/.ready ## Style and types
 	@$(RUN)/ruff check .

@@ -61,9 +61,9 @@ def costs(rows: list[tuple[str, Plan]]) -> None:
     Console().print(table)
 
 
-def plan(decided: Plan) -> None:
+def plan(decided: Plan, console: Console | None = None) -> None:
     """A plan or a refusal: the verdict first, then the ledger, then what follows."""
-    console = Console(highlight=False)
+    console = console or Console(highlight=False)
     choice, load = decided.choice, decided.choice.load
     title = decided.stack or choice.model.id
     verdict = Text(" fits ", "black on green") if decided.runs else Text(" refused ", "white on red")

@@ -64,7 +64,7 @@ def test_every_engine_form_has_its_template_and_every_tier_its_form() -> None:
         (Model, "models/mistral-nemo-12b", ("context: 32768", "context: 999999"), "exceeds 131072"),
         (Model, "models/mistral-nemo-12b", ("hidden: 5120", "hiden: 5120"), r"line \d+, architecture.*hiden"),
         (Model, "models/gemma-2-27b", ("must_accept: true", "must_accept: false"), "must be accepted"),
-        (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: 0"), r"line \d+, machines.0.prices.0.usd_per_hour"),
+        (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: 0"), r"line \d+, machines.0.prices.0"),
         (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: -3"), "greater than 0"),
         (Gpu, "../hardware/l4", ("name: g6.2xlarge", "name: g6.xlarge"), "listed twice"),
         (Gpu, "../hardware/l4", ("fp8: 242, ", ""), "tflops gives no fp8"),

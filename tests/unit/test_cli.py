@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, JSON, and messages instead of tracebacks."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -127,3 +128,10 @@ def test_json_of_a_refusal_carries_alternatives() -> None:
     assert read["fits"] is False
     assert read["refusals"][0]["code"] == "weights-too-large"
     assert 16 in [alternative["options"]["gpus"] for alternative in read["alternatives"]]
+
+
+def test_the_readmes_pictures_show_todays_plans() -> None:
+    """`make pictures` refreshes them."""
+    pictures = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    for name, text in pictures["draw"]().items():
+        assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == text, "run `make pictures`"

@@ -21,8 +21,8 @@ LOAD = Load(
 def architecture(**changes: object) -> Architecture:
     """A small dense model, changed."""
     base = {
-        "layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "head_dim": 128, "intermediate": 28672, "vocab": 128256,
-        "max_context": 131072, "parameters": 70553706496, "active_parameters": 70553706496, "source": "test",
+        "layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "head_dim": 128, "intermediate": 28672,
+        "vocab": 128256, "max_context": 131072, "parameters": 70553706496, "active_parameters": 70553706496, "source": "test",
     }  # fmt: skip
     return Architecture.model_validate(base | changes)
 
@@ -38,8 +38,8 @@ def architecture(**changes: object) -> Architecture:
     ],
 )
 def test_blocks_are_counted_as_vllm_counts_them(
-    name: str, model: Architecture, tensor_parallel: int, kv_gib: float, context: int, bytes_per_block: int, tokens: int,
-    concurrency: float,
+    name: str, model: Architecture, tensor_parallel: int, kv_gib: float, context: int, bytes_per_block: int,
+    tokens: int, concurrency: float,
 ) -> None:  # fmt: skip
     """Figures printed by vLLM 0.32's KV cache functions for synthetic specs (16-bit, 8192 batched tokens)."""
     blocks = fit._blocks(model, VLLM, tensor_parallel, model.layers, 2.0, in_flight=2 * 8192)
@@ -97,7 +97,7 @@ def test_an_exact_fit_is_refused() -> None:
     assert memory.kv_needed_gib == pytest.approx(8192 * memory.kv_bytes_per_token / GIB + block)
 
 
-_GPUS = st.sampled_from([gpu for gpu in CATALOG.gpus.values()])
+_GPUS = st.sampled_from(list(CATALOG.gpus.values()))
 _MODELS = st.sampled_from([CATALOG.model(model_id) for model_id in CATALOG.model_ids])
 
 

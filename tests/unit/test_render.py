@@ -1,4 +1,4 @@
-"""Rendering: the plan's numbers are the flags, the templates decide nothing, and the bytes never change by themselves."""
+"""Rendering: the plan's numbers are the flags, templates decide nothing, bytes never change by themselves."""
 
 import itertools
 import json

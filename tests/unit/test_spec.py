@@ -1,5 +1,6 @@
 """Stack files: every mistake is reported at once, with its path, the value and what is allowed."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +140,12 @@ def test_unusable_stack_names_are_refused(tmp_path: Path, name: str) -> None:
         spec.stack_file(tmp_path, name)
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(spec.KEYS) | st.text(max_size=8),
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
-        | st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=4), max_size=2),
-        max_size=6,
-    )
-)  # fmt: skip
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_ANYTHING = _SCALARS | st.lists(_SCALARS, max_size=2) | st.dictionaries(st.text(max_size=5), _SCALARS, max_size=2)
+
+
+@given(st.dictionaries(st.sampled_from(spec.KEYS) | st.text(max_size=8), _ANYTHING, max_size=6))
 def test_no_input_gives_anything_but_a_spec_or_bad_input(values: dict[str, Any]) -> None:
     """Whatever stands in the file, no other exception escapes."""
-    try:
-        spec.parse(values, CATALOG, source="fuzz")
-    except BadInput as error:
-        assert error.problems
+    with contextlib.suppress(BadInput):
+        assert spec.parse(values, CATALOG, source="fuzz").model in CATALOG.model_ids
