@@ -1,0 +1,151 @@
+"""`modelstacks local up <stack>`: toolchain, embedded cluster, `pulumi up`, and a summary with what to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from modelstacks import render, spec
+from modelstacks.catalog import Catalog
+from modelstacks.errors import ClusterError, Refused
+from modelstacks.local import cluster, machines, toolchain, workspace
+from modelstacks.local.layout import Layout
+from modelstacks.plan import Plan, plan
+
+Report = Callable[[str], None]
+
+
+def up(root: Path, stack: str, report: Report) -> None:
+    """Bring up `stack` on simulated nodes. Everything that can be refused is refused before anything is built."""
+    decided = simulated_plan(root, stack)
+    layout = Layout.of(root)
+    pulumi = start(root, layout, report)
+    if decided.nodes_per_replica > 1:
+        report("simulated pods run no Ray: for this tier `up` waits for running heads and workers, not for Serve")
+    run_pulumi(layout, pulumi, ["up", "--yes", "--stack", stack], report)
+    for line in summary(layout, decided, stack):
+        report(line)
+
+
+def preview(root: Path, stack: str, report: Report) -> None:
+    """Show what `pulumi up` would change on the embedded cluster."""
+    simulated_plan(root, stack)
+    layout = Layout.of(root)
+    pulumi = start(root, layout, report)
+    run_pulumi(layout, pulumi, ["preview", "--diff", "--stack", stack], report)
+
+
+def simulated_plan(root: Path, stack: str) -> Plan:
+    """The stack's plan with simulated nodes in place of its cloud. Raises BadInput or Refused."""
+    catalog = Catalog()
+    path = spec.stack_file(root, stack)
+    declared = spec.parse_file(path, catalog)
+    own = declared.cloud is not None and declared.cloud.kind == "kwok"
+    asked = declared if own else spec.parse_file(path, catalog, overlay={"cloud": {"kind": "kwok"}})
+    decided = plan(asked, catalog, stack=stack)
+    if decided.refusals:
+        reasons = "\n".join(f"  {refusal.code}: {refusal.message}" for refusal in decided.refusals)
+        raise Refused(f"{stack} is refused\n{reasons}", next_step=f"modelstacks plan {stack}")
+    return decided
+
+
+def start(root: Path, layout: Layout, report: Report) -> Path:
+    """A running cluster and a prepared local project; returns the Pulumi program."""
+    pulumi = toolchain.pulumi_program(layout.cache, report, beside=toolchain.CLUSTER)
+    cluster.up(layout, machines.simulated(Catalog().machines), report)
+    workspace.prepare(layout, root)
+    for name in workspace.choose_plugins(layout, pulumi):
+        report(f"{name}: the official plugin is neither installed nor to be had here, so modelstacks' stand-in is used")
+    return pulumi
+
+
+def variables(root: Path, layout: Layout) -> dict[str, str]:
+    """The environment of the embedded cluster for a shell. Raises ClusterError when it was never started."""
+    if not layout.kubeconfig.is_file():
+        raise ClusterError("the embedded cluster is not up", next_step="make up")
+    workspace.prepare(layout, root)
+
+    def quiet(_line: str) -> None:
+        return
+
+    pulumi = toolchain.pulumi_program(layout.cache, quiet)
+    kubectl = toolchain.ensure(["kubectl"], layout.cache, quiet)["kubectl"]
+    return workspace.environment(layout, pulumi, kubectl)
+
+
+def run_pulumi(layout: Layout, pulumi: Path, arguments: list[str], report: Report) -> None:
+    """Run the engine in the local project with its output passed through. Raises ClusterError when it fails."""
+    kubectl = toolchain.ensure(["kubectl"], layout.cache, report)["kubectl"]
+    environment = {**os.environ, **workspace.environment(layout, pulumi, kubectl)}
+    stack = arguments[-1]
+    known = subprocess.run(
+        [pulumi, "stack", "ls", "--json"], env=environment, capture_output=True, text=True, check=False
+    )
+    if known.returncode != 0:
+        raise ClusterError(f"pulumi stack ls failed: {known.stderr.strip()}", next_step="modelstacks local status")
+    if stack not in {entry["name"] for entry in json.loads(known.stdout or "[]")}:
+        made = subprocess.run(
+            [pulumi, "stack", "init", stack, "--non-interactive"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode != 0:
+            raise ClusterError(f"pulumi stack init {stack} failed: {made.stderr.strip()}")
+    report(f"pulumi {shlex.join(arguments)}")
+    done = subprocess.run([pulumi, *arguments, "--non-interactive"], env=environment, check=False)
+    if done.returncode != 0:
+        raise ClusterError(
+            f"pulumi {arguments[0]} of {stack} failed, see above",
+            next_step=f"make up STACK={stack} goes on where it stopped; a lock left by a killed run: "
+            f'eval "$(.venv/bin/modelstacks local env)" && pulumi cancel --yes -s {stack}',
+        )
+
+
+def summary(layout: Layout, decided: Plan, stack: str) -> list[str]:
+    """What runs now, what it would cost for real, and what to type next."""
+    kubectl = toolchain.home(layout.cache, toolchain.PROGRAMS["kubectl"]) / "bin" / "kubectl"
+    pods = _pods(kubectl, layout, decided.namespace)
+    nodes = [node for node in cluster.status(layout).nodes if node.gpus]
+    month = decided.cost.usd_per_month
+    machine = decided.cost.machine
+    choice = decided.choice
+    lines = ["", f"{stack} is up: {choice.model.name} {choice.quantization} on {choice.engine}, tier {choice.tier}"]
+    lines += [f"  node      {node.name}  {node.instance_type}  {node.gpus} GPU(s)" for node in nodes]
+    lines += [f"  pod       {pod['name']}  {pod['phase']}  on {pod['node']}" for pod in pods]
+    lines += [
+        f"  endpoint  {render.endpoint(decided)} (simulated: nothing answers there)",
+        f"  plan      {choice.topology.gpus} × {choice.gpu.id} a replica, {decided.memory.kv_cache_tokens:,} tokens of "
+        f"KV cache, {choice.load.concurrency} × {choice.load.context:,} guaranteed",
+    ]
+    if month is not None and machine is not None:
+        lines.append(
+            f"  cost      ${month:,.0f} a month for real ({decided.cost.machines} × {machine.cloud} {machine.name})"
+        )
+    lines += [
+        "",
+        "next:",
+        '  eval "$(.venv/bin/modelstacks local env)"      # pulumi and kubectl now mean this cluster',
+        f"  edit modelstacks:replicas in stacks/Pulumi.{stack}.yaml, then: pulumi up -s {stack}",
+        "  make down                                       # stops everything and leaves nothing",
+    ]
+    return lines
+
+
+def _pods(kubectl: Path, layout: Layout, namespace: str) -> list[dict[str, str]]:
+    command = [str(kubectl), f"--kubeconfig={layout.kubeconfig}", "get", "pods", "-n", namespace, "-o", "json"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
+    items = json.loads(listing.stdout)["items"] if listing.returncode == 0 else []
+    return [
+        {
+            "name": item["metadata"]["name"],
+            "phase": item["status"].get("phase", "Unknown"),
+            "node": item["spec"].get("nodeName", "no node yet"),
+        }
+        for item in sorted(items, key=lambda item: str(item["metadata"]["name"]))
+    ]
