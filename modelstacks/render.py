@@ -129,12 +129,11 @@ def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Man
     if plan.tier_form.form == "ray":
         env = _part(catalog, "parts/ray-env.yaml.j2", context)
         simulated = plan.cloud is not None and plan.cloud.simulated
-        waits_for = plan.tier_form.waits_for_simulated if simulated else plan.tier_form.waits_for
         ray = {
             "env": env,
             "serve_config": documents.write(engine),
             "ray_version": form.companions["ray"],
-            "waits_for": waits_for[0] if len(waits_for) == 1 else json.dumps(list(waits_for)),
+            "waits_for": None if simulated else plan.tier_form.waits_for,
         }
         return _many(catalog, template, context | ray)
     container = _part(catalog, "parts/container.yaml.j2", context | {"engine": engine})
@@ -183,6 +182,8 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "replicas": spec.replicas,
         "nodes": nodes,
         "several_nodes": plan.nodes_per_replica > 1,
+        # A budget over pods that no built-in controller owns must be a count; one pod at a time, as elsewhere.
+        "workers_kept": max(nodes - 1, 0),
         "checkpoint": checkpoint,
         "image": form.image,
         "port": form.port,

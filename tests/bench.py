@@ -77,7 +77,11 @@ def bench_processes() -> None:
             many_stacks(folder, count)
             took_s = seconds([MODELSTACKS, "render", "--all"], folder, runs=1)
             aim = "aim: below 15 s" if count == 1000 else "linear?"
-            line(f"modelstacks render --all ({count} new stacks)", took_s, f"{aim}  {took_s / count * 1000:.1f} ms a stack")
+            line(
+                f"modelstacks render --all ({count} new stacks)",
+                took_s,
+                f"{aim}  {took_s / count * 1000:.1f} ms a stack",
+            )
 
 
 def bench_pulumi() -> None:
@@ -96,7 +100,12 @@ def bench_pulumi() -> None:
             ours = {**os.environ, **journey.variables(ROOT, layout)}
             theirs = {key: value for key, value in ours.items() if key != "PULUMI_OPTION_CWD"}
             programs: list[tuple[str, str | None]] = [("an empty program", _EMPTY_PROGRAM)]
-            programs.append(("a plain program of the same resources", _PLAIN_PROGRAM.format(folder=str(ROOT / "rendered" / "quickstart"))))
+            programs.append(
+                (
+                    "a plain program of the same resources",
+                    _PLAIN_PROGRAM.format(folder=str(ROOT / "rendered" / "quickstart")),
+                )
+            )
             programs.append(("modelstacks quickstart", None))
             for name, source in programs:
                 folder = ROOT if source is None else _program(Path(scratch) / name.replace(" ", "-"), source)

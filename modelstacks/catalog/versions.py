@@ -84,8 +84,7 @@ class TierForm(Row):
     parts: tuple[str, ...]
     service: str
     worker_labels: dict[str, str] = Field(default_factory=dict)
-    waits_for: tuple[str, ...] = ()
-    waits_for_simulated: tuple[str, ...] = ()
+    waits_for: str | None = None
 
 
 class CloudKind(Row):

@@ -24,7 +24,7 @@ def up(stack: Stack = "quickstart") -> None:
     """Build the toolchain if needed, start the cluster and run `pulumi up` of a stack on simulated nodes."""
     from modelstacks.local import journey
 
-    journey.up(project.root(), stack, _Progress())
+    typer.echo("\n".join(journey.up(project.root(), stack, _Progress())))
 
 
 @local_app.command()
@@ -83,12 +83,11 @@ def env() -> None:
 
 
 class _Progress:
-    """Prints each line with the time since the start; a repeated head is a step that goes on."""
+    """Prints each line with the time since the start."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     def __call__(self, line: str) -> None:
         elapsed = int(time.monotonic() - self._start)
-        stamp = f"[{elapsed // 60:2}:{elapsed % 60:02}] " if line else ""
-        typer.echo(f"{stamp}{line}", err=False)
+        typer.echo(f"[{elapsed // 60:2}:{elapsed % 60:02}] {line}")

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,17 +19,23 @@ from modelstacks.plan import Plan, plan
 
 Report = Callable[[str], None]
 
+# Simulated pods start within seconds once Karpenter has made their nodes.
+_PODS_TIMEOUT_S = 180
 
-def up(root: Path, stack: str, report: Report) -> None:
-    """Bring up `stack` on simulated nodes. Everything that can be refused is refused before anything is built."""
+
+def up(root: Path, stack: str, report: Report) -> list[str]:
+    """Bring up `stack` on simulated nodes and return the summary.
+
+    Everything that can be refused is refused before anything is built or started.
+    """
     decided = simulated_plan(root, stack)
     layout = Layout.of(root)
     pulumi = start(root, layout, report)
-    if decided.nodes_per_replica > 1:
-        report("simulated pods run no Ray: for this tier `up` waits for running heads and workers, not for Serve")
     run_pulumi(layout, pulumi, ["up", "--yes", "--stack", stack], report)
-    for line in summary(layout, decided, stack):
-        report(line)
+    if decided.tier_form.waits_for is not None:
+        report("simulated pods run no Ray: for this tier `up` waits for a running head and workers, not for Serve")
+        _await_pods(layout, decided)
+    return summary(layout, decided, stack)
 
 
 def preview(root: Path, stack: str, report: Report) -> None:
@@ -57,9 +64,9 @@ def start(root: Path, layout: Layout, report: Report) -> Path:
     """A running cluster and a prepared local project; returns the Pulumi program."""
     pulumi = toolchain.pulumi_program(layout.cache, report, beside=toolchain.CLUSTER)
     cluster.up(layout, machines.simulated(Catalog().machines), report)
-    workspace.prepare(layout, root)
     for name in workspace.choose_plugins(layout, pulumi):
         report(f"{name}: the official plugin is neither installed nor to be had here, so modelstacks' stand-in is used")
+    workspace.prepare(layout, root)
     return pulumi
 
 
@@ -109,9 +116,9 @@ def run_pulumi(layout: Layout, pulumi: Path, arguments: list[str], report: Repor
 
 def summary(layout: Layout, decided: Plan, stack: str) -> list[str]:
     """What runs now, what it would cost for real, and what to type next."""
-    kubectl = toolchain.home(layout.cache, toolchain.PROGRAMS["kubectl"]) / "bin" / "kubectl"
-    pods = _pods(kubectl, layout, decided.namespace)
-    nodes = [node for node in cluster.status(layout).nodes if node.gpus]
+    pods = _pods(layout, decided.namespace)
+    used = {pod["node"] for pod in pods}
+    nodes = [node for node in cluster.status(layout).nodes if node.gpus and node.name in used]
     month = decided.cost.usd_per_month
     machine = decided.cost.machine
     choice = decided.choice
@@ -137,7 +144,27 @@ def summary(layout: Layout, decided: Plan, stack: str) -> list[str]:
     return lines
 
 
-def _pods(kubectl: Path, layout: Layout, namespace: str) -> list[dict[str, str]]:
+def _await_pods(layout: Layout, decided: Plan) -> None:
+    """Wait until every GPU pod of the plan runs. Raises ClusterError that names those that do not."""
+    expected = decided.nodes_per_replica * decided.spec.replicas
+    deadline = time.monotonic() + _PODS_TIMEOUT_S
+    while True:
+        pods = _pods(layout, decided.namespace)
+        running = [pod for pod in pods if pod["phase"] == "Running"]
+        # One pod more than the workers: the head.
+        if len(running) == len(pods) == expected + 1 or (expected == 0 and not pods):
+            return
+        if time.monotonic() > deadline:
+            waiting = ", ".join(f"{pod['name']} is {pod['phase']}" for pod in pods if pod not in running)
+            raise ClusterError(
+                f"{len(running)} of {expected + 1} pods run after {_PODS_TIMEOUT_S} s: {waiting or 'no others exist'}",
+                next_step=f"kubectl describe pods -n {decided.namespace}",
+            )
+        time.sleep(1)
+
+
+def _pods(layout: Layout, namespace: str) -> list[dict[str, str]]:
+    kubectl = toolchain.home(layout.cache, toolchain.PROGRAMS["kubectl"]) / "bin" / "kubectl"
     command = [str(kubectl), f"--kubeconfig={layout.kubeconfig}", "get", "pods", "-n", namespace, "-o", "json"]
     listing = subprocess.run(command, capture_output=True, text=True, check=False)
     items = json.loads(listing.stdout)["items"] if listing.returncode == 0 else []

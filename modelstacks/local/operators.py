@@ -14,6 +14,9 @@ from modelstacks.local import api, nodes, ports, processes
 from modelstacks.local.control_plane import OPERATORS, alive
 from modelstacks.local.layout import Layout
 
+# Between the start of a process and its command line in the process table lie microseconds, on a busy machine more.
+_SPAWN_S = 2
+
 
 def define(layout: Layout, programs: dict[str, Path], definitions: Sequence[Path]) -> None:
     """Bring in the custom resource definitions, the node class and the system nodes; returns when all are ready."""
@@ -57,9 +60,12 @@ def start(layout: Layout, programs: dict[str, Path], report: Callable[[str], Non
                 log=layout.logs / f"{name}.log",
             )
     for name, port in zip(OPERATORS, ("karpenter-health", "kuberay-health"), strict=True):
-        deadline = time.monotonic() + api.START_TIMEOUT_S
+        began = time.monotonic()
         while not _healthy(listen[port]):
-            if time.monotonic() > deadline or name not in alive(layout, programs):
+            waited_s = time.monotonic() - began
+            # A program that was just started has no command line yet, by which it would be found.
+            ended = waited_s > _SPAWN_S and name not in alive(layout, programs)
+            if waited_s > api.START_TIMEOUT_S or ended:
                 log = layout.logs / f"{name}.log"
                 raise ClusterError(
                     f"{name} did not become healthy; the end of {log}:\n{processes.tail(log)}",

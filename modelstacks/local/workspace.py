@@ -37,12 +37,18 @@ def prepare(layout: Layout, root: Path) -> None:
     layout.pulumi_backend.mkdir(parents=True, exist_ok=True)
     if not layout.passphrase.is_file():
         _write(layout.passphrase, secrets.token_urlsafe(32), mode=0o600)
-    project = {
+    project: dict[str, Any] = {
         "name": PROJECT,
         "description": "modelstacks on the embedded cluster",
         "runtime": {"name": "python", "options": {"toolchain": "pip", "virtualenv": str(root / ".venv")}},
         "main": str(root),
         "stackConfigDir": "stacks",
+    }
+    stand_ins = {command.rsplit("-", 1)[1] for command in install.COMMANDS if (layout.plugins / command).is_file()}
+    # Named here, the engine takes the stand-ins as meant; found on PATH alone, it warns at each of them.
+    project["plugins"] = {
+        "providers": [{"name": name, "path": str(layout.plugins)} for name in stand_ins & {"kubernetes"}],
+        "languages": [{"name": name, "path": str(layout.plugins)} for name in stand_ins & {"python"}],
     }
     _write(local / "Pulumi.yaml", documents.write(project))
     names = spec.stack_names(root)

@@ -118,7 +118,7 @@ def test_only_node_pool_placement_and_await_differ_on_the_embedded_cluster(stack
             pod = copy.get("spec", {}).get("template")
             if manifest["kind"] == "RayService":
                 # Simulated pods run no Ray, so its readiness cannot be awaited there.
-                del copy["metadata"]["annotations"]["pulumi.com/waitFor"]
+                copy["metadata"]["annotations"].pop("pulumi.com/waitFor", None)
                 pod = copy["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]
             if pod is not None:
                 for key in ("nodeSelector", "tolerations"):
