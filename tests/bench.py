@@ -24,8 +24,6 @@ import pulumi_kubernetes as kubernetes
 import yaml
 for path in sorted(glob.glob({folder!r} + "/*.yaml")):
     manifest = yaml.safe_load(open(path))
-    manifest["metadata"] = dict(manifest["metadata"])
-    kubernetes.yaml.ConfigGroup  # the same import as a hand-written program
     fields = {{k: v for k, v in manifest.items() if k not in ("apiVersion", "kind")}}
     kinds = {{
         "Namespace": kubernetes.core.v1.Namespace, "ServiceAccount": kubernetes.core.v1.ServiceAccount,
@@ -38,7 +36,8 @@ for path in sorted(glob.glob({folder!r} + "/*.yaml")):
     if manifest["kind"] in kinds:
         kinds[manifest["kind"]](path, **fields)
     else:
-        kubernetes.apiextensions.CustomResource(path, api_version=manifest["apiVersion"], kind=manifest["kind"], **fields)
+        group = {{"api_version": manifest["apiVersion"], "kind": manifest["kind"]}}
+        kubernetes.apiextensions.CustomResource(path, **group, **fields)
 """
 
 

@@ -20,7 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # another --dist each worker has a cluster of its own: right too, only slower.
     for item in items:
         if item.get_closest_marker("embedded"):
-            item.add_marker(pytest.mark.xdist_group("embedded"))
+            # The journeys have a cluster and a project of their own, so they may run beside the rest.
+            own = "journey" if "tests/embedded/" in item.nodeid else "embedded"
+            item.add_marker(pytest.mark.xdist_group(own))
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def test_second_up_returns_at_once(embedded_cluster, up):
     assert pids(embedded_cluster) == before
 
 
+@pytest.mark.thorough
 @pytest.mark.embedded
 @pytest.mark.parametrize("name", cluster.COMPONENTS)
 def test_killed_component_comes_back_with_the_data(own, up, name):
@@ -117,6 +118,7 @@ def test_reboot_is_recovered_with_the_data(own, up):
     assert ports.remembered(own.layout.ports) == before
 
 
+@pytest.mark.thorough
 @pytest.mark.embedded
 def test_port_taken_meanwhile_is_replaced(own, up):
     """A stopped cluster whose port another program took starts on another one."""
@@ -133,6 +135,7 @@ def test_port_taken_meanwhile_is_replaced(own, up):
     assert cluster.status(own.layout).up
 
 
+@pytest.mark.thorough
 @pytest.mark.embedded
 @pytest.mark.parametrize(
     "damage",
@@ -155,6 +158,7 @@ def test_half_made_cluster_is_repaired(own, up, damage: Callable[[Path], object]
     assert cluster.status(own.layout).up
 
 
+@pytest.mark.thorough
 @pytest.mark.embedded
 def test_other_machines_restart_only_karpenter_and_kuberay(own, machines):
     """A changed catalogue reaches Karpenter; the control plane keeps running."""
@@ -166,6 +170,7 @@ def test_other_machines_restart_only_karpenter_and_kuberay(own, machines):
     assert "g6e.xlarge" in own.layout.instance_types.read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.embedded
 @pytest.mark.parametrize("after_s", [0.5, 2, 4, 6])
 def test_interrupted_up_is_repaired_by_the_next(own, machines, tmp_path, after_s):

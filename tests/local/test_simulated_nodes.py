@@ -122,6 +122,7 @@ def test_limit_counts_the_machine_not_the_requests(place):
     assert node["status"]["capacity"]["nvidia.com/gpu"] == "4"
 
 
+@pytest.mark.thorough
 def test_two_nodes_of_eight_gpus(place):
     """Two pods of 8 GPUs get a node each, selected by GPU type."""
     place.apply(place.pool("p5.48xlarge", 16), place.deployment(2, 8, **{"modelstacks.dev/gpu": "h100-sxm"}))
@@ -130,6 +131,7 @@ def test_two_nodes_of_eight_gpus(place):
     assert [node["status"]["allocatable"]["nvidia.com/gpu"] for node in place.nodes()] == ["8", "8"]
 
 
+@pytest.mark.thorough
 def test_empty_node_goes_away(place):
     """Scaled to zero, the pool's nodes are removed."""
     place.apply(place.pool("g6.xlarge", 1), place.deployment(1, 1))
@@ -146,6 +148,7 @@ def test_pool_of_another_gpu_makes_no_node(place):
     assert place.nodes() == []
 
 
+@pytest.mark.thorough
 def test_cpu_pod_runs_on_a_system_node(place):
     """Pods without GPUs need no pool."""
     place.apply(place.deployment(1, 0))
@@ -154,6 +157,7 @@ def test_cpu_pod_runs_on_a_system_node(place):
     assert pod["spec"]["nodeName"].startswith("system-")
 
 
+@pytest.mark.thorough
 def test_ray_service_has_head_and_workers(place):
     """KubeRay turns a RayService into a head on a CPU node and workers on GPU nodes."""
 

@@ -22,7 +22,8 @@ def architecture(**changes: object) -> Architecture:
     """A small dense model, changed."""
     base = {
         "layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "head_dim": 128, "intermediate": 28672,
-        "vocab": 128256, "max_context": 131072, "parameters": 70553706496, "active_parameters": 70553706496, "source": "test",
+        "vocab": 128256, "max_context": 131072, "parameters": 70553706496, "active_parameters": 70553706496,
+        "source": "test",
     }  # fmt: skip
     return Architecture.model_validate(base | changes)
 
