@@ -94,8 +94,7 @@ def identity(manifest: Manifest) -> tuple[str, str, str]:
 
 def endpoint(plan: Plan) -> str:
     """The base address of the OpenAI API inside the cluster."""
-    service = plan.tier_form.service.format(name=plan.name)
-    return f"http://{service}.{plan.namespace}.svc:{_form(plan).port}/v1"
+    return f"http://{plan.name}.{plan.namespace}.svc:{_form(plan).port}/v1"
 
 
 def verified(manifests: list[Manifest]) -> list[Manifest]:
@@ -177,10 +176,12 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "model": choice.model.id,
         "labels": labels,
         "selector": selector,
+        "service_selector": selector | plan.tier_form.service_labels,
+        "replica_names": [f"{plan.name}-{index}" for index in range(spec.replicas)],
+        "nodes_per_replica": plan.nodes_per_replica,
         "pod_labels": selector,
         "worker_labels": selector | plan.tier_form.worker_labels,
         "replicas": spec.replicas,
-        "nodes": nodes,
         "several_nodes": plan.nodes_per_replica > 1,
         # A budget over pods that no built-in controller owns must be a count; one pod at a time, as elsewhere.
         "workers_kept": max(nodes - 1, 0),

@@ -82,8 +82,9 @@ class TierForm(Row):
     template: str
     form: str
     parts: tuple[str, ...]
-    service: str
+    service_labels: dict[str, str] = Field(default_factory=dict)
     worker_labels: dict[str, str] = Field(default_factory=dict)
+    helpers_per_replica: int = Field(default=0, ge=0)
     waits_for: str | None = None
 
 

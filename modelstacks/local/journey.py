@@ -146,18 +146,17 @@ def summary(layout: Layout, decided: Plan, stack: str) -> list[str]:
 
 def _await_pods(layout: Layout, decided: Plan) -> None:
     """Wait until every GPU pod of the plan runs. Raises ClusterError that names those that do not."""
-    expected = decided.nodes_per_replica * decided.spec.replicas
+    expected = (decided.nodes_per_replica + decided.tier_form.helpers_per_replica) * decided.spec.replicas
     deadline = time.monotonic() + _PODS_TIMEOUT_S
     while True:
         pods = _pods(layout, decided.namespace)
         running = [pod for pod in pods if pod["phase"] == "Running"]
-        # One pod more than the workers: the head.
-        if len(running) == len(pods) == expected + 1 or (expected == 0 and not pods):
+        if len(running) == len(pods) == expected:
             return
         if time.monotonic() > deadline:
             waiting = ", ".join(f"{pod['name']} is {pod['phase']}" for pod in pods if pod not in running)
             raise ClusterError(
-                f"{len(running)} of {expected + 1} pods run after {_PODS_TIMEOUT_S} s: {waiting or 'no others exist'}",
+                f"{len(running)} of {expected} pods run after {_PODS_TIMEOUT_S} s: {waiting or 'no others exist'}",
                 next_step=f"kubectl describe pods -n {decided.namespace}",
             )
         time.sleep(1)

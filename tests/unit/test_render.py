@@ -83,7 +83,10 @@ def test_tgi_gets_its_own_flags_from_the_same_plan() -> None:
 def test_the_ray_service_is_the_plan() -> None:
     """Workers are whole nodes, the Serve application has the plan's numbers, and Ray itself accepts its shape."""
     decided = plan_of("deepseek-r1", replicas=2)
-    service = objects(decided)["RayService"]["spec"]
+    first, second = (m for m in render.render(decided, CATALOG) if m["kind"] == "RayService")
+    assert (first["metadata"]["name"], second["metadata"]["name"]) == ("deepseek-r1-0", "deepseek-r1-1")
+    assert first["spec"] == second["spec"]
+    service = first["spec"]
     serve = documents.read(service["serveConfigV2"], source="serveConfigV2")[0]
     ServeDeploySchema.model_validate(serve)
     (config,) = serve["applications"][0]["args"]["llm_configs"]
@@ -91,9 +94,9 @@ def test_the_ray_service_is_the_plan() -> None:
     assert config["engine_kwargs"]["pipeline_parallel_size"] == 2
     assert config["engine_kwargs"]["max_model_len"] == decided.choice.load.context
     assert config["engine_kwargs"]["reasoning_parser"] == "deepseek_r1"
-    assert config["deployment_config"]["autoscaling_config"]["min_replicas"] == 2
+    assert config["deployment_config"]["autoscaling_config"]["min_replicas"] == 1
     (workers,) = service["rayClusterConfig"]["workerGroupSpecs"]
-    assert workers["replicas"] == workers["maxReplicas"] == 4
+    assert workers["replicas"] == workers["maxReplicas"] == decided.nodes_per_replica == 2
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "8"
 
