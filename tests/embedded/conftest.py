@@ -86,3 +86,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     yield made
     made.modelstacks("local", "down")
     assert not list(made.state.rglob("*")), "down leaves nothing"
+
+
+@pytest.fixture(scope="session")
+def running(checkout: Checkout) -> Checkout:
+    """The checkout with its cluster up and the quickstart stack on it."""
+    checkout.copy_stack("quickstart")
+    checkout.modelstacks("local", "up", "quickstart")
+    checkout.source_env()
+    return checkout
