@@ -117,7 +117,9 @@ def _what_runs(plan: Plan) -> list[str]:
         ("Endpoint", f"`{render.endpoint(plan)}`"),
     ]
     if plan.cost.machine is not None:
-        rows.append(("Machines", f"{plan.cost.machines} × {plan.cost.machine.cloud} {plan.cost.machine.name}"))
+        # Nodes that exist already are whatever they are; the machine only says where the price comes from.
+        title = "Machines" if plan.cloud is not None and plan.cloud.makes_nodes else "Priced as"
+        rows.append((title, f"{plan.cost.machines} × {plan.cost.machine.cloud} {plan.cost.machine.name}"))
     return ["## What runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
 
 

@@ -104,13 +104,15 @@ def run_pulumi(layout: Layout, pulumi: Path, arguments: list[str], report: Repor
         )
         if made.returncode != 0:
             raise ClusterError(f"pulumi stack init {stack} failed: {made.stderr.strip()}")
+    if workspace.lock_is_stale(layout, stack):
+        report("an earlier pulumi was killed and left its lock: released")
+        subprocess.run([pulumi, "cancel", "--yes", "--stack", stack], env=environment, capture_output=True, check=False)
     report(f"pulumi {shlex.join(arguments)}")
     done = subprocess.run([pulumi, *arguments, "--non-interactive"], env=environment, check=False)
     if done.returncode != 0:
         raise ClusterError(
             f"pulumi {arguments[0]} of {stack} failed, see above",
-            next_step=f"make up STACK={stack} goes on where it stopped; a lock left by a killed run: "
-            f'eval "$(.venv/bin/modelstacks local env)" && pulumi cancel --yes -s {stack}',
+            next_step=f"mend what is named above; make up STACK={stack} goes on where it stopped",
         )
 
 

@@ -96,6 +96,23 @@ def environment(layout: Layout, pulumi: Path, kubectl: Path | None) -> dict[str,
     }
 
 
+def lock_is_stale(layout: Layout, stack: str) -> bool:
+    """The stack is locked, and every process that locked it is gone: killed, or of before a reboot."""
+    locks = list((layout.pulumi_backend / ".pulumi" / "locks").glob(f"**/{stack}/*.json"))
+    return bool(locks) and not any(_owner_lives(path) for path in locks)
+
+
+def _owner_lives(lock: Path) -> bool:
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        os.kill(int(owner["pid"]), 0)
+    except (OSError, ValueError, KeyError):
+        # Gone meanwhile, unreadable, or no such process; a process of another user gives PermissionError, an OSError
+        # too, but state is per user.
+        return False
+    return True
+
+
 def choose_plugins(layout: Layout, pulumi: Path) -> list[str]:
     """Put stand-ins on the plugin path for what cannot be had; returns the names of the stand-ins in use.
 
