@@ -68,7 +68,9 @@ def store(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
 def page(plan: Plan, manifests: list[render.Manifest], stack: str) -> str:
     """plan.md: what will run, what it costs, why it fits, and what is not in the manifests."""
     choice = plan.choice
-    gpus = f"{plan.spec.replicas} × {choice.topology.gpus} × {choice.gpu.name}"
+    gpus = f"{choice.topology.gpus} × {choice.gpu.name}"
+    if plan.spec.replicas != 1:
+        gpus = f"{plan.spec.replicas} replicas of {gpus}"
     sections = [
         f"# {stack}: {choice.model.name} on {gpus}",
         "",
@@ -112,7 +114,7 @@ def _what_runs(plan: Plan) -> list[str]:
         f"tensor parallel {choice.topology.tensor_parallel} × pipeline parallel {choice.topology.pipeline_parallel}"
     )
     rows += [
-        ("Replicas", f"{plan.spec.replicas}, each on {plan.nodes_per_replica} node(s), {parallel}"),
+        ("Replicas", f"{plan.spec.replicas}, each on {_count(plan.nodes_per_replica, 'node')}: {parallel}"),
         ("GPUs", f"{plan.gpus} × {choice.gpu.id}, {choice.gpu.interconnect.kind}"),
         ("Endpoint", f"`{render.endpoint(plan)}`"),
     ]
@@ -141,7 +143,7 @@ def _why_it_fits(plan: Plan) -> list[str]:
         "|---|---:|",
         *table,
         "",
-        f"`{ledger_bar(plan)}`",
+        f"`{ledger_bar(plan)}` (W weights, o overhead, K KV cache)",
         "",
         f"{memory.kv_bytes_per_token:,} bytes of KV cache per token and GPU hold {memory.kv_cache_tokens:,} tokens "
         f"per replica: {memory.max_concurrency:.2f} requests of {plan.choice.load.context:,} tokens.",
@@ -198,6 +200,10 @@ def _times(plan: Plan) -> list[str]:
         "nodes included.",
         "",
     ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _minutes(seconds: int) -> str:

@@ -74,7 +74,7 @@ def plan(decided: Plan, console: Console | None = None) -> None:
     console.print(head + verdict)
     version = choice.form.version if choice.form is not None else "unsupported here"
     console.print(
-        f"tier {choice.tier} · {choice.engine} {version} · {decided.spec.replicas} replica(s) · "
+        f"tier {choice.tier} · {choice.engine} {version} · {decided.spec.replicas} replica{'' if decided.spec.replicas == 1 else 's'} · "
         f"{load.concurrency} × {load.context:,} tokens must fit"
     )
     console.print()
