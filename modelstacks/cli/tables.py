@@ -72,9 +72,10 @@ def plan(decided: Plan, console: Console | None = None) -> None:
         f"{title}: {choice.model.name} {choice.quantization}, {choice.topology.gpus} × {choice.gpu.name} ({parallel}) "
     )
     console.print(head + verdict)
+    replicas = "1 replica" if decided.spec.replicas == 1 else f"{decided.spec.replicas} replicas"
     version = choice.form.version if choice.form is not None else "unsupported here"
     console.print(
-        f"tier {choice.tier} · {choice.engine} {version} · {decided.spec.replicas} replica{'' if decided.spec.replicas == 1 else 's'} · "
+        f"tier {choice.tier} · {choice.engine} {version} · {replicas} · "
         f"{load.concurrency} × {load.context:,} tokens must fit"
     )
     console.print()
