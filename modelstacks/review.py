@@ -11,6 +11,7 @@ from modelstacks import render
 from modelstacks.answer import usd_per_million
 from modelstacks.catalog import Catalog
 from modelstacks.errors import ModelstacksError
+from modelstacks.ledger import ledger_bar
 from modelstacks.plan import Plan
 
 PLAN_FILE = "plan.md"
@@ -151,18 +152,6 @@ def _why_it_fits(plan: Plan) -> list[str]:
         *(f"- {reason}" for reason in plan.reasons),
         "",
     ]
-
-
-def ledger_bar(plan: Plan, width: int = 60) -> str:
-    """One line that shows the card: W weights, o overhead, K KV cache, · left to others."""
-    memory = plan.memory
-    cells = [
-        ("W", memory.weights_gib),
-        ("o", memory.overhead_gib),
-        ("K", max(memory.kv_cache_gib, 0.0)),
-    ]
-    bar = "".join(letter * round(size / memory.gpu_gib * width) for letter, size in cells)[:width]
-    return bar.ljust(width, "·")
 
 
 def _cost(plan: Plan) -> list[str]:

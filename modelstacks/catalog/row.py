@@ -21,7 +21,8 @@ RowT = TypeVar("RowT", bound="Row")
 class Row(BaseModel):
     """A frozen record; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    # Validators are compiled when a kind of row is first read: most commands read few.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Fact(Row):

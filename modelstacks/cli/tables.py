@@ -9,8 +9,8 @@ from rich.text import Text
 
 from modelstacks.answer import usd_per_million
 from modelstacks.catalog import Gpu, Model
+from modelstacks.ledger import ledger_bar
 from modelstacks.plan import Plan
-from modelstacks.review import ledger_bar
 
 _BAR_COLOURS = {"W": "blue", "o": "yellow", "K": "green", "·": "bright_black"}
 
