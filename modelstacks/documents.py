@@ -16,6 +16,12 @@ _Parser: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Emitter: type = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
+# Far above any real file, far below what makes the parser recurse too deep.
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 500
+_NESTED_ITEMS = re.compile(r"\s*([-?]\s+){50}")
+
+
 class _Reader(_Parser):  # type: ignore[misc]  # the base is chosen at run time
     """A safe loader that refuses a mapping with the same key twice, which YAML would let pass in silence."""
 
@@ -34,8 +40,9 @@ class _Reader(_Parser):  # type: ignore[misc]  # the base is chosen at run time
 def read(text: str, *, source: str) -> list[Any]:
     """Parse every document of `text`; empty documents are left out.
 
-    Raises BadInput with file and line when the text is not YAML or repeats a key.
+    Raises BadInput with file and line when the text is not YAML, repeats a key, or is too large or deep to be meant.
     """
+    _refuse_hostile(text, source)
     try:
         return [document for document in yaml.load_all(text, Loader=_Reader) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -57,6 +64,19 @@ def read_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise BadInput([Problem("file", f"cannot be read: {reason}")], source=str(path)) from None
+
+
+def _refuse_hostile(text: str, source: str) -> None:
+    """The C parser recurses per level and has no limit of its own: very deep nesting would end the process."""
+    if len(text) > MAX_CHARACTERS:
+        size = f"holds {len(text):,} characters"
+        raise BadInput([Problem("file", size, allowed=f"at most {MAX_CHARACTERS:,}")], source=source)
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count("[") + line.count("{") > MAX_DEPTH or _NESTED_ITEMS.match(line):
+            problem = Problem(f"line {number}", "is nested too deeply", allowed=f"at most {MAX_DEPTH} levels in a line")
+            raise BadInput([problem], source=source)
+    if max(text.count("["), text.count("{")) > MAX_DEPTH * 100:
+        raise BadInput([Problem("file", "holds more brackets than any stack or model needs")], source=source)
 
 
 def line_of(text: str, path: Iterable[str | int]) -> int | None:

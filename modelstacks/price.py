@@ -66,8 +66,9 @@ def machines_for(gpu: Gpu, topology: Topology, market: Market) -> tuple[Machine,
 
 def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
     """The cheapest way to run `replicas` of a topology. Dated prices come before undated ones."""
+    # Scaled to zero, the machine is the one that the first replica would take.
     quotes = [
-        _quote(machine, price, gpu, topology, replicas)
+        _quote(machine, price, gpu, topology, max(replicas, 1))
         for machine in machines_for(gpu, topology, market)
         for price in (_prices(machine, market.region) or (None,))
     ]
@@ -80,7 +81,10 @@ def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
 
     if not quotes:
         return Cost(None, _machines_needed(per_machine=None, gpu=gpu, topology=topology, replicas=replicas), None)
-    return min(quotes, key=rank)
+    cheapest = min(quotes, key=rank)
+    if replicas or cheapest.machine is None:
+        return cheapest
+    return _quote(cheapest.machine, cheapest.price, gpu, topology, 0)
 
 
 def gpus_per_node(gpu: Gpu, topology: Topology) -> int:

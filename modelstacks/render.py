@@ -183,8 +183,7 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "worker_labels": selector | plan.tier_form.worker_labels,
         "replicas": spec.replicas,
         "several_nodes": plan.nodes_per_replica > 1,
-        # A budget over pods that no built-in controller owns must be a count; one pod at a time, as elsewhere.
-        "workers_kept": max(nodes - 1, 0),
+        "workers": nodes,
         "checkpoint": checkpoint,
         "image": form.image,
         "port": form.port,

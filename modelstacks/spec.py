@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import reprlib
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +21,15 @@ from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, Problem
 
 NAMESPACE = "modelstacks"
+
+_BOUNDED = reprlib.Repr()
+_BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
 QUANTIZATIONS = ("bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4")
 
 # A stack's name becomes part of object names: RayService allows 47 characters (KubeRay MaxRayServiceNameLength).
 _STACK_NAME = re.compile(r"[a-z]([a-z0-9.-]*[a-z0-9])?")
 _STACK_NAME_MAX = 40
+_TAKEN_NAMESPACES = ("default",)
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 
@@ -33,7 +38,7 @@ def _whole_number(value: object) -> object:
     if isinstance(value, bool | float):
         raise ValueError("must be a whole number")
     if isinstance(value, str):
-        if not re.fullmatch(r"\d{1,12}", value):
+        if not re.fullmatch(r"[0-9]{1,12}", value):
             raise ValueError("must be a whole number without unit, such as 131072")
         return int(value)
     return value
@@ -103,7 +108,7 @@ class StackSpec(_Section):
     gpu_memory_utilization: Fraction | None = None
     max_num_batched_tokens: Tokens | None = None
     max_num_seqs: Count | None = None
-    context: Tokens | None = None
+    context: Annotated[Tokens, Field(ge=2)] | None = None
     concurrency: Count | None = None
     replicas: Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=1000)] = 1
     engine: Word | None = None
@@ -195,6 +200,10 @@ def stack_file(project_dir: Path, stack: str) -> Path:
     check_stack_name(stack)
     folder = project.stacks_dir(project_dir)
     found = [p for p in (*folder.glob("Pulumi.*.y*ml"), *project_dir.glob("Pulumi.*.y*ml")) if stack_name(p) == stack]
+    clash = [name for name in stack_names(project_dir) if name != stack and object_name(name) == object_name(stack)]
+    if clash:
+        text = f"{stack} and {clash[0]} would name the same objects: {object_name(stack)}"
+        raise BadInput([Problem("stack", text, stack)], source="stacks", next_step="rename one of the files")
     if len(found) > 1:
         names = ", ".join(str(path.relative_to(project_dir)) for path in sorted(found))
         raise BadInput(
@@ -219,6 +228,23 @@ def stack_names(project_dir: Path) -> tuple[str, ...]:
 def stack_name(path: Path) -> str:
     """The stack that a file Pulumi.<stack>.yaml belongs to."""
     return path.name.removeprefix("Pulumi.").removesuffix(".yaml").removesuffix(".yml")
+
+
+def object_name(stack: str) -> str:
+    """The base of a stack's object names: dots are not allowed in all of them."""
+    return stack.replace(".", "-")
+
+
+def check_namespaces(specs: Mapping[str, StackSpec]) -> None:
+    """Raise BadInput when two stacks would own one namespace: deleting one would delete the other's objects."""
+    owners: dict[str, str] = {}
+    for stack, spec in specs.items():
+        namespace = spec.namespace or object_name(stack)
+        if namespace in owners:
+            text = f"{namespace!r} is the namespace of {owners[namespace]} too"
+            problem = Problem(f"{stack}: {_path('namespace')}", text, namespace, "one namespace a stack")
+            raise BadInput([problem], source="stacks", next_step="give one of them another namespace")
+        owners[namespace] = stack
 
 
 def check_stack_name(stack: str) -> None:
@@ -276,6 +302,16 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         clouds = tuple(sorted({machine.cloud for machine in catalog.machines}))
         if of is not None and of not in clouds:
             problems.append(Problem(_path("cloud.machinesOf"), f"{of!r} is not known", of, ", ".join(clouds)))
+    if spec.namespace in _TAKEN_NAMESPACES or (spec.namespace or "").startswith("kube-"):
+        text = f"{spec.namespace!r} belongs to the cluster; a stack labels and owns its namespace"
+        problems.append(Problem(_path("namespace"), text, spec.namespace, "a namespace of its own"))
+    sequences, batch = spec.max_num_seqs, spec.max_num_batched_tokens
+    if sequences is not None and batch is not None and batch < sequences:
+        text = f"{batch} is below maxNumSeqs {sequences}: every running request takes a token of each step"
+        problems.append(Problem(_path("maxNumBatchedTokens"), text, batch, f"{sequences} or more"))
+    if sequences is not None and spec.concurrency is not None and sequences < spec.concurrency:
+        text = f"{sequences} is below concurrency {spec.concurrency}"
+        problems.append(Problem(_path("maxNumSeqs"), text, sequences, f"{spec.concurrency} or more"))
     if spec.weights.claim is not None and spec.weights.storage_class is not None:
         problems.append(Problem(_path("weights"), "takes claim or storageClass, not both"))
     return problems
@@ -311,8 +347,8 @@ def _problem(detail: Any) -> Problem:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    # Bounded before it is written out: aliases can make a small file hold an astronomically large value.
+    return _BOUNDED.repr(value)
 
 
 def _path(key: str) -> str:

@@ -111,6 +111,8 @@ class Checkpoint(Row):
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     size_gib: PositiveFloat
     size_kind: Literal["published", "measured", "computed"]
+    max_tensor_parallel: PositiveInt | None = None
+    max_tensor_parallel_reason: str | None = None
     source: str = Field(min_length=1)
     date: datetime.date | None = None
 
@@ -138,7 +140,6 @@ class Model(Row):
     quantize_at_load: dict[str, str] = Field(default_factory=dict)
     engine_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     engine_refusals: dict[str, str] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -52,6 +52,7 @@ class EngineForm(Row):
     quantize_at_load: dict[str, QuantizeAtLoad] = Field(default_factory=dict)
     prefills_whole_prompt: bool = False
     stretches_rope: bool = False
+    pipelines: bool = True
     kv_cache_dtypes: dict[str, float]
     windows_save_memory: bool
     block_tokens: PositiveInt
@@ -59,6 +60,7 @@ class EngineForm(Row):
     max_num_seqs: PositiveInt
     batched_tokens: dict[str, PositiveInt]
     min_compute_capability: PositiveFloat
+    max_compute_capability: PositiveFloat | None = None
     overhead: Overhead
     warning: str | None = None
     companions: dict[str, str] = Field(default_factory=dict)

@@ -234,6 +234,7 @@ def _plans(folder: Path, stacks: list[str] | None, all_stacks: bool) -> list[tup
         raise BadInput([Problem("stack", "name a stack, or --all")], source="command line")
     catalog = Catalog()
     asked = [(name, spec.parse_file(spec.stack_file(folder, name), catalog)) for name in names]
+    spec.check_namespaces(dict(asked))
     return [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
 
 

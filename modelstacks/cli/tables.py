@@ -81,8 +81,7 @@ def plan(decided: Plan, console: Console | None = None) -> None:
     console.print()
     for refusal in decided.refusals:
         console.print(Text(f"✗ {refusal.code}: ", "red") + Text(refusal.message))
-        if refusal.need is not None:
-            console.print(f"    need {refusal.need:,} {refusal.unit}, have {refusal.have:,}")
+        console.print(f"    need {refusal.need:,} {refusal.unit}, have {refusal.have:,}")
     if decided.refusals:
         console.print()
     _ledger(console, decided)

@@ -46,10 +46,9 @@ def prepare(layout: Layout, root: Path) -> None:
     }
     stand_ins = {command.rsplit("-", 1)[1] for command in install.COMMANDS if (layout.plugins / command).is_file()}
     # Named here, the engine takes the stand-ins as meant; found on PATH alone, it warns at each of them.
-    project["plugins"] = {
-        "providers": [{"name": name, "path": str(layout.plugins)} for name in stand_ins & {"kubernetes"}],
-        "languages": [{"name": name, "path": str(layout.plugins)} for name in stand_ins & {"python"}],
-    }
+    kinds = {"providers": "kubernetes", "languages": "python"}
+    named = {kind: [{"name": name, "path": str(layout.plugins)}] for kind, name in kinds.items() if name in stand_ins}
+    project |= {"plugins": named} if named else {}
     _write(local / "Pulumi.yaml", documents.write(project))
     names = spec.stack_names(root)
     for name in names:

@@ -114,7 +114,7 @@ def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]
         said = f"acceptedLicense is {accepted}" if accepted else "acceptedLicense is missing"
         terms = f" It asks: {'; '.join(licence.terms)}." if licence.terms else ""
         text = f"{said}; {model.name} is under {licence.name}: set modelstacks:acceptedLicense: {licence.id}.{terms}"
-        refusals.append(Refusal("license-not-accepted", text))
+        refusals.append(Refusal("license-not-accepted", text, 1, 0, "accepted licences"))
     month, budget = plan.cost.usd_per_month, spec.budget_usd_per_month
     if budget is not None and month is not None and month > budget:
         text = f"{spec.replicas} × {plan.choice.topology.gpus} {plan.choice.gpu.id} cost ${month:,.0f} a month, "
@@ -149,6 +149,8 @@ def _warnings(plan: Plan, today: datetime.date | None) -> list[str]:
     if choice.quantization in choice.model.quantize_at_load:
         origin = choice.model.quantize_at_load[choice.quantization]
         warnings.append(f"no {choice.quantization} checkpoint is published: made from {origin} while loading")
+    if plan.checkpoint is not None and plan.checkpoint.revision is None:
+        warnings.append(f"the revision of {plan.checkpoint.repo} is not pinned: none was seen in a public source")
     if plan.checkpoint is not None and plan.checkpoint.size_kind == "computed":
         warnings.append(f"the size of {plan.checkpoint.repo} is computed, not published")
     if plan.hf_overrides:

@@ -60,13 +60,15 @@ def choice_for(
     numbers = form or next(iter(catalog.versions.engines[engine].values()))
     context = spec.context or profile.context
     concurrency = spec.concurrency or profile.concurrency
+    batch = spec.max_num_batched_tokens or _batched_tokens(numbers, gpu, context)
     load = Load(
         context=context,
         concurrency=concurrency,
         kv_cache_dtype=spec.kv_cache_dtype,
         gpu_memory_utilization=spec.gpu_memory_utilization or numbers.gpu_memory_utilization,
-        max_num_seqs=spec.max_num_seqs or max(numbers.max_num_seqs, concurrency),
-        max_num_batched_tokens=spec.max_num_batched_tokens or _batched_tokens(numbers, gpu, context),
+        max_num_seqs=spec.max_num_seqs or max(concurrency, min(numbers.max_num_seqs, batch)),
+        # Every running request takes a token of each step, so vLLM refuses a batch below its sequences.
+        max_num_batched_tokens=max(batch, concurrency),
     )
     return Choice(model, gpu, engine, tier, form, quantization, topology, load)
 
@@ -126,7 +128,8 @@ def check(choice: Choice, replicas: int, market: price.Market, catalog: Catalog)
 def _engine_refusals(choice: Choice) -> list[Refusal]:
     model, gpu, form = choice.model, choice.gpu, choice.form
     if choice.engine in model.engine_refusals:
-        return [Refusal("engine-unsupported", f"{choice.engine}: {model.engine_refusals[choice.engine]}")]
+        text = f"{choice.engine}: {model.engine_refusals[choice.engine]}"
+        return [Refusal("engine-unsupported", text, 1, 0, "engines that serve the model")]
     if form is None:
         text = f"{choice.engine} has no form for the {choice.tier} tier ({choice.topology.gpus} GPUs)"
         node = gpu.max_gpus_per_node
@@ -136,6 +139,15 @@ def _engine_refusals(choice: Choice) -> list[Refusal]:
         text += f"{gpu.id} has {gpu.compute_capability}"
         need, have = form.min_compute_capability, gpu.compute_capability
         return [Refusal("engine-unsupported", text, need, have, "compute capability")]
+    newest = form.max_compute_capability
+    if newest is not None and gpu.compute_capability > newest:
+        text = f"{choice.engine} {form.version} has kernels up to compute capability {newest}, "
+        text += f"{gpu.id} has {gpu.compute_capability}"
+        return [Refusal("engine-unsupported", text, gpu.compute_capability, newest, "compute capability")]
+    stages = choice.topology.pipeline_parallel
+    if stages > 1 and not form.pipelines:
+        text = f"{choice.engine} has no pipeline parallel"
+        return [Refusal("engine-unsupported", text, stages, 1, "pipeline stages")]
     return []
 
 
@@ -144,20 +156,21 @@ def _precision_refusals(choice: Choice) -> list[Refusal]:
     refusals = []
     if quantization not in model.quantizations:
         text = f"no {quantization} checkpoint of {model.id} is known; known: {', '.join(model.quantizations)}"
-        refusals.append(Refusal("quantization-unavailable", text))
+        refusals.append(Refusal("quantization-unavailable", text, 1, 0, "checkpoints"))
     elif quantization in model.quantize_at_load and form is not None and quantization not in form.quantize_at_load:
         text = f"no {quantization} checkpoint of {model.id} is published, and {choice.engine} cannot make one at load"
-        refusals.append(Refusal("quantization-unavailable", text))
+        refusals.append(Refusal("quantization-unavailable", text, 1, 0, "checkpoints"))
     if quantization not in gpu.weight_formats:
         text = f"{gpu.id} runs {', '.join(gpu.weight_formats)}, not {quantization}"
-        refusals.append(Refusal("precision-unsupported", text))
+        refusals.append(Refusal("precision-unsupported", text, 1, 0, "weight formats of the GPU"))
     dtype = choice.load.kv_cache_dtype
     if form is not None and dtype not in form.kv_cache_dtypes:
-        text = f"{choice.engine} {form.version} has KV cache types {', '.join(form.kv_cache_dtypes)}, not {dtype}"
-        refusals.append(Refusal("precision-unsupported", text))
+        known = ", ".join(form.kv_cache_dtypes)
+        text = f"no memory figures for KV cache type {dtype} of {choice.engine} {form.version}; there are for {known}"
+        refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the engine"))
     elif dtype not in gpu.kv_cache_dtypes:
         text = f"{gpu.id} keeps a KV cache in {', '.join(gpu.kv_cache_dtypes)}, not {dtype}"
-        refusals.append(Refusal("precision-unsupported", text))
+        refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the GPU"))
     return refusals
 
 
@@ -176,10 +189,18 @@ def _shape_refusals(choice: Choice) -> list[Refusal]:
             text = f"{count} {name} cannot be cut into {tensor} equal parts; tensor parallel {divisors} can"
             refusals.append(Refusal("heads-not-divisible", text, tensor, count, name))
             break
+    checkpoint = choice.model.checkpoints.get(choice.quantization)
+    widest = checkpoint.max_tensor_parallel if checkpoint is not None else None
+    if checkpoint is not None and widest is not None and tensor > widest:
+        text = f"{checkpoint.repo} takes tensor parallel up to {widest}: {checkpoint.max_tensor_parallel_reason}"
+        refusals.append(Refusal("checkpoint-not-divisible", text, tensor, widest, "tensor parallel ranks"))
     if pipeline > architecture.layers:
         text = f"{pipeline} pipeline stages, but the model has {architecture.layers} layers"
         refusals.append(Refusal("layers-too-few", text, pipeline, architecture.layers, "layers"))
-    context = choice.load.context
+    context, batch = choice.load.context, choice.load.max_num_batched_tokens
+    if choice.form is not None and choice.form.prefills_whole_prompt and batch < context:
+        text = f"{choice.engine} reads a prompt in one step, so maxNumBatchedTokens {batch} is below context {context}"
+        refusals.append(Refusal("batch-too-small", text, context, batch, "tokens"))
     stretched = choice.form is None or choice.form.stretches_rope
     limit = architecture.context_limit if stretched else architecture.max_context
     if context > limit:
@@ -195,6 +216,15 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
     part, part_gib = memory.largest_part
     largest = f"largest part: {part} {part_gib:.1f} GiB"
     per_gpu = f"per {choice.gpu.id}"
+    if choice.quantization not in choice.model.quantizations:
+        # Without a checkpoint there are no bytes to speak of.
+        return []
+    free_gib = memory.gpu_gib - form.overhead.base_gib
+    if memory.budget_gib > free_gib:
+        used = f"utilization {choice.load.gpu_memory_utilization} asks for {memory.budget_gib:.1f} GiB {per_gpu}, "
+        text = f"{used}{free_gib:.1f} are free when the engine looks: its CUDA context takes the rest"
+        need, have = memory.budget_gib, free_gib
+        return [Refusal("utilization-too-high", text, round(need, 2), round(have, 2), "GiB per GPU")]
     if not memory.holds_weights:
         if memory.kv_cache_gib > 0:
             need, have = memory.loading_peak_gib, memory.gpu_gib

@@ -7,19 +7,22 @@ from dataclasses import dataclass, field
 from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Gpu, Model, TierForm
 from modelstacks.fit import Load, Memory, Topology
 from modelstacks.price import Cost
-from modelstacks.spec import StackSpec
+from modelstacks.spec import StackSpec, object_name
 from modelstacks.throughput import Throughput
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One reason why a plan may not run. `need` and `have` are numbers in `unit` where the reason has some."""
+    """One reason why a plan may not run, in numbers: `need` of a `unit`, `have` of it.
+
+    Where something is simply not there, one is needed and none is had.
+    """
 
     code: str
     message: str
-    need: float | None = None
-    have: float | None = None
-    unit: str | None = None
+    need: float
+    have: float
+    unit: str
 
     # Refusals of policy stop a stack, and only warn about a bare model: the hardware itself fits.
     POLICY = ("over-budget", "license-not-accepted")
@@ -100,7 +103,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The base of all object names: the stack's, or the model's id for a bare model."""
-        return (self.stack or self.choice.model.id).replace(".", "-")
+        return object_name(self.stack or self.choice.model.id)
 
     @property
     def namespace(self) -> str:

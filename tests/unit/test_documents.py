@@ -62,7 +62,20 @@ def test_a_key_given_twice_is_refused_with_its_line() -> None:
         documents.read("a: 1\na: 2\n", source="test")
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\t", "- a\nb: c", "!!python/object:os.system x", "[" * 2000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "a: b: c",
+        "\t",
+        "- a\nb: c",
+        "!!python/object:os.system x",
+        "[" * 100_000,
+        "- " * 100_000,
+        "[\n" * 90_000,
+        "x" * 2_000_000,
+    ],
+)
 def test_text_that_is_not_yaml_is_bad_input(text: str) -> None:
     """No parser error escapes as a traceback."""
     with pytest.raises(BadInput):

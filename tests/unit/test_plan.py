@@ -61,6 +61,12 @@ def test_deepseek_over_two_nodes_is_cut_inside_and_between_them() -> None:
         ({"model": "gemma-2-27b", "gpu": "a100-80", "quantization": "fp8"}, "quantization-unavailable"),
         ({"model": "mistral-nemo-12b", "gpu": "l4", "quantization": "awq"}, "quantization-unavailable"),
         ({"model": "mistral-nemo-12b", "gpu": "l4", "kvCacheDtype": "nvfp4"}, "precision-unsupported"),
+        ({"model": "gemma-2-27b", "gpu": "a100-80", "gpus": 2, "pipelineParallel": 2}, "engine-unsupported"),
+        ({"model": "gemma-2-27b", "gpu": "b200", "engine": "tgi"}, "engine-unsupported"),
+        ({"model": "gemma-2-27b", "gpu": "a100-80", "maxNumBatchedTokens": 2048}, "batch-too-small"),
+        ({"model": "mistral-nemo-12b", "gpu": "l4", "gpuMemoryUtilization": 1.0}, "utilization-too-high"),
+        ({"model": "mistral-nemo-12b", "gpu": "a100-80", "kvCacheDtype": "fp8"}, "precision-unsupported"),
+        ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 2, "quantization": "awq"}, "checkpoint-not-divisible"),
         ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "tensorParallel": 16}, "tensor-parallel-beyond-node"),
         ({"model": "mistral-nemo-12b", "gpu": "l4", "tensorParallel": 1, "pipelineParallel": 64}, "layers-too-few"),
     ],
@@ -71,13 +77,14 @@ def test_what_cannot_run_is_refused_with_its_code(values: dict[str, Any], code: 
     assert not decided.fits
     if code is not None:
         assert code in [refusal.code for refusal in decided.refusals]
+    for refusal in decided.refusals:
+        assert refusal.need > refusal.have or refusal.code in ("engine-unsupported", "heads-not-divisible")
+        assert refusal.unit
 
 
 def test_a_memory_refusal_names_need_have_and_the_largest_part() -> None:
     """The reader sees at once which number is too large."""
     (refusal,) = decide(model="deepseek-r1", gpu="h100-sxm", gpus=8).refusals
-    assert refusal.need is not None
-    assert refusal.have is not None
     assert refusal.need > refusal.have
     assert refusal.unit == "GiB per GPU"
     assert "largest part: weights" in refusal.message
@@ -140,7 +147,16 @@ def test_costs_are_whole_machines_for_all_replicas() -> None:
     assert one.machine.name == "p5.48xlarge"
     assert one.usd_per_hour == four.usd_per_hour == 55.04
     assert five.usd_per_hour == 110.08
-    assert decide(**question, replicas=0).cost.usd_per_hour == 0
+    none = decide(**question, replicas=0).cost
+    assert (none.usd_per_hour, none.machine) == (0, one.machine)
+
+
+def test_the_engine_can_run_every_request_that_is_promised() -> None:
+    """Sequences and batch follow the concurrency, and never contradict one another."""
+    many = decide(model="mistral-nemo-12b", gpu="h100-sxm", context=512, concurrency=500).choice.load
+    assert many.max_num_seqs == 500
+    small = decide(model="mistral-nemo-12b", gpu="h100-sxm", maxNumBatchedTokens=64).choice.load
+    assert small.max_num_seqs == 64
 
 
 def test_context_beyond_the_config_stretches_rope_in_the_flag() -> None:

@@ -71,6 +71,10 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ({"gpus": 8, "tensorParallel": 3}, "tensorParallel"),
         ({"gpus": 8, "tensorParallel": 4, "pipelineParallel": 4}, "gpus"),
         ({"gpu": "h100-sxm", "gpus": 12}, "gpus"),
+        ({"maxNumSeqs": 1024, "maxNumBatchedTokens": 512}, "maxNumBatchedTokens"),
+        ({"maxNumSeqs": 4, "concurrency": 8}, "maxNumSeqs"),
+        ({"namespace": "kube-system"}, "namespace"),
+        ({"namespace": "default"}, "namespace"),
         ({"weights": {"claim": "a", "storageClass": "b"}}, "weights"),
     ],
 )
@@ -131,6 +135,28 @@ def test_two_files_of_one_stack_are_refused(tmp_path: Path) -> None:
     (tmp_path / "Pulumi.a.yaml").touch()
     with pytest.raises(BadInput, match="two files have the name a"):
         spec.stack_file(tmp_path, "a")
+
+
+def test_stacks_that_would_own_the_same_objects_are_refused(tmp_path: Path) -> None:
+    """A dot and a dash become the same object name; a shared namespace would be deleted with the first stack."""
+    (tmp_path / "stacks").mkdir()
+    for name in ("a.1", "a-1"):
+        (tmp_path / "stacks" / f"Pulumi.{name}.yaml").write_text("config: {modelstacks:model: mistral-nemo-12b}")
+    with pytest.raises(BadInput, match="same objects"):
+        spec.stack_file(tmp_path, "a.1")
+    shared = spec.parse({**GOOD, "namespace": "chat"}, CATALOG, source="test")
+    with pytest.raises(BadInput, match="namespace of one too"):
+        spec.check_namespaces({"one": shared, "two": shared})
+
+
+def test_a_small_file_with_a_huge_value_is_refused_at_once(tmp_path: Path) -> None:
+    """Aliases of aliases: the value is never written out in full."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    path = tmp_path / "Pulumi.x.yaml"
+    path.write_text("\n".join([*lines, "config: {modelstacks:model: *a11, modelstacks:context: *a11}"]))
+    with pytest.raises(BadInput, match="must be text"):
+        spec.parse_file(path, CATALOG)
 
 
 @pytest.mark.parametrize("name", ["", "A", "-a", "a/b", "../a", "a" * 41, "a_b"])
