@@ -103,8 +103,15 @@ def usd_per_million(plan: Plan) -> float | None:
 
 
 def options(choice: Choice, plan: Plan) -> dict[str, Any]:
-    """The stack keys that ask for exactly this configuration."""
-    return {
+    """The stack keys that ask for exactly this configuration, those that the question set itself among them."""
+    spec = plan.spec
+    asked = {
+        "gpuMemoryUtilization": spec.gpu_memory_utilization,
+        "maxNumSeqs": spec.max_num_seqs,
+        "maxNumBatchedTokens": spec.max_num_batched_tokens,
+        "cloud": spec.cloud.model_dump(mode="json", by_alias=True, exclude_unset=True) if spec.cloud else None,
+    }
+    return {key: value for key, value in asked.items() if value is not None} | {
         "model": choice.model.id,
         "gpu": choice.gpu.id,
         "gpus": choice.topology.gpus,

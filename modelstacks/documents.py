@@ -18,7 +18,8 @@ _Emitter: type = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 # Far above any real file, far below what makes the parser recurse too deep.
 MAX_CHARACTERS = 1_000_000
-MAX_DEPTH = 500
+MAX_DEPTH = 200
+_BRACKETS = re.compile(r"[\[\]{}]")
 _NESTED_ITEMS = re.compile(r"\s*([-?]\s+){50}")
 
 
@@ -46,7 +47,8 @@ def read(text: str, *, source: str) -> list[Any]:
     try:
         return [document for document in yaml.load_all(text, Loader=_Reader) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput([_yaml_problem(error)], source=source) from None
+        next_step = "correct the file and run again"
+        raise BadInput([_yaml_problem(error)], source=source, next_step=next_step) from None
 
 
 def read_file(path: Path) -> Any:
@@ -71,12 +73,15 @@ def _refuse_hostile(text: str, source: str) -> None:
     if len(text) > MAX_CHARACTERS:
         size = f"holds {len(text):,} characters"
         raise BadInput([Problem("file", size, allowed=f"at most {MAX_CHARACTERS:,}")], source=source)
+    depth = 0
     for number, line in enumerate(text.splitlines(), 1):
-        if line.count("[") + line.count("{") > MAX_DEPTH or _NESTED_ITEMS.match(line):
-            problem = Problem(f"line {number}", "is nested too deeply", allowed=f"at most {MAX_DEPTH} levels in a line")
+        deepest = depth
+        for character in _BRACKETS.findall(line):
+            depth += 1 if character in "[{" else -1
+            deepest = max(deepest, depth)
+        if deepest > MAX_DEPTH or _NESTED_ITEMS.match(line):
+            problem = Problem(f"line {number}", "is nested too deeply", allowed=f"at most {MAX_DEPTH} levels")
             raise BadInput([problem], source=source)
-    if max(text.count("["), text.count("{")) > MAX_DEPTH * 100:
-        raise BadInput([Problem("file", "holds more brackets than any stack or model needs")], source=source)
 
 
 def line_of(text: str, path: Iterable[str | int]) -> int | None:

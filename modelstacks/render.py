@@ -217,6 +217,7 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         },
         "paths": {
             "home": form.home,
+            "cache": f"{form.home}/.cache",
             "hub_cache": f"{form.home}/.cache/huggingface",
             "compile_cache": f"{form.home}/.cache/vllm",
         },
@@ -224,7 +225,7 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "zones": list(cloud.zones),
         "capacity": cloud.capacity,
         "node_selector": cloud.node_selector or {"nvidia.com/gpu.product": choice.gpu.product_label},
-        "tolerations": [dict(toleration) for toleration in cloud.tolerations],
+        "tolerations": [toleration.model_dump(by_alias=True, exclude_none=True) for toleration in cloud.tolerations],
         "text": {
             "port": str(form.port),
             "tensor_parallel": str(topology.tensor_parallel),

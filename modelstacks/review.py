@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def files(plan: Plan, catalog: Catalog, stack: str) -> dict[str, str]:
 
 def differences(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
     """How `folder` differs from `fresh`, file by file, as unified diffs; empty when it is current."""
-    known = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} if folder.is_dir() else {}
+    known = {path.name: _text(path) for path in folder.iterdir()} if folder.is_dir() else {}
     found = []
     for name in sorted(known.keys() | fresh.keys()):
         old, new = known.get(name), fresh.get(name)
@@ -48,6 +49,14 @@ def differences(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
     return found
 
 
+def _text(path: Path) -> str:
+    """A file's text; what is no readable text file differs from everything that is rendered."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "(not a text file)"
+
+
 def store(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
     """Make `folder` hold exactly `fresh`; returns what changed. Files are replaced one by one, never half written."""
     changed = differences(fresh, folder)
@@ -55,8 +64,10 @@ def store(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
         folder.mkdir(parents=True, exist_ok=True)
         for difference in changed:
             target = folder / difference.file
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
             if difference.change == "removed":
-                target.unlink()
+                target.unlink(missing_ok=True)
                 continue
             part = target.with_name(f".{target.name}.part")
             part.write_text(fresh[difference.file], encoding="utf-8")

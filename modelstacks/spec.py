@@ -71,8 +71,26 @@ def _camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
+LabelKey = Annotated[
+    str, BeforeValidator(_text), Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[
+    str, BeforeValidator(_text), Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
+]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_camel, populate_by_name=True)
+
+
+class Toleration(_Section):
+    """A toleration as Kubernetes has it."""
+
+    key: Word | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: Word | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: Annotated[int, BeforeValidator(_whole_number), Field(ge=0)] | None = None
 
 
 class CloudSpec(_Section):
@@ -82,8 +100,8 @@ class CloudSpec(_Section):
     region: Word | None = None
     zones: tuple[Word, ...] = ()
     capacity: Literal["on-demand", "spot"] = "on-demand"
-    node_selector: dict[Word, Word] = Field(default_factory=dict)
-    tolerations: tuple[dict[Word, Word], ...] = ()
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
     machines_of: Word | None = None
     node_class: DnsLabel | None = None
 
@@ -92,7 +110,7 @@ class WeightsSpec(_Section):
     """Where a server keeps its weights: node-local scratch by default, a claim, or a volume per pod."""
 
     claim: DnsLabel | None = None
-    storage_class: Word | None = None
+    storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
 
 
 class StackSpec(_Section):
@@ -199,7 +217,7 @@ def stack_file(project_dir: Path, stack: str) -> Path:
     """The file of a stack. Raises BadInput for a bad name, an unknown stack, or two files with one name."""
     check_stack_name(stack)
     folder = project.stacks_dir(project_dir)
-    found = [p for p in (*folder.glob("Pulumi.*.y*ml"), *project_dir.glob("Pulumi.*.y*ml")) if stack_name(p) == stack]
+    found = [path for path in (*_stack_files(folder), *_stack_files(project_dir)) if stack_name(path) == stack]
     clash = [name for name in stack_names(project_dir) if name != stack and object_name(name) == object_name(stack)]
     if clash:
         text = f"{stack} and {clash[0]} would name the same objects: {object_name(stack)}"
@@ -222,7 +240,11 @@ def stack_file(project_dir: Path, stack: str) -> Path:
 
 def stack_names(project_dir: Path) -> tuple[str, ...]:
     """Every stack of the project, sorted."""
-    return tuple(sorted({stack_name(path) for path in project.stacks_dir(project_dir).glob("Pulumi.*.y*ml")}))
+    return tuple(sorted({stack_name(path) for path in _stack_files(project.stacks_dir(project_dir))}))
+
+
+def _stack_files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("Pulumi.*.*") if path.suffix in (".yaml", ".yml")]
 
 
 def stack_name(path: Path) -> str:
@@ -285,11 +307,15 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
             if part is not None and gpus % part:
                 divisors = ", ".join(str(n) for n in range(1, gpus + 1) if gpus % n == 0)
                 problems.append(Problem(_path(key), f"{part} does not divide gpus {gpus}", part, divisors))
-    if spec.gpu is not None and gpus is not None:
-        node = catalog.gpus[spec.gpu].max_gpus_per_node
-        if gpus > node and gpus % node:
-            text = f"{gpus} is no whole number of nodes of {node} × {spec.gpu}"
-            problems.append(Problem(_path("gpus"), text, gpus, f"1 to {node}, or a multiple of {node}"))
+    total = gpus or (tensor or 1) * (pipeline or 1)
+    nodes = (
+        {catalog.gpus[spec.gpu].max_gpus_per_node} if spec.gpu else {g.max_gpus_per_node for g in catalog.gpus.values()}
+    )
+    if not problems and all(total > node and total % node for node in nodes):
+        node = max(nodes)
+        key = "gpus" if gpus is not None else "tensorParallel" if tensor is not None else "pipelineParallel"
+        text = f"{total} GPUs per replica are no whole number of nodes of {node}"
+        problems.append(Problem(_path(key), text, total, f"1 to {node} GPUs, or a multiple of {node}"))
     if spec.cloud is not None:
         kind = catalog.clouds[spec.cloud.kind]
         given = spec.cloud.model_dump(by_alias=True, exclude_unset=True, exclude={"kind"})
@@ -298,6 +324,10 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
                 allowed = ", ".join(kind.options) or "no options"
                 text = f"is not an option of kind {kind.id}"
                 problems.append(Problem(_path(f"cloud.{option}"), text, given[option], allowed))
+        zones = kind.options.get("zones", {}).get("allowed")
+        for zone in spec.cloud.zones:
+            if zones is not None and zone not in zones:
+                problems.append(Problem(_path("cloud.zones"), f"{zone!r} is not known", zone, ", ".join(zones)))
         of = spec.cloud.machines_of
         clouds = tuple(sorted({machine.cloud for machine in catalog.machines}))
         if of is not None and of not in clouds:
@@ -348,7 +378,10 @@ def _problem(detail: Any) -> Problem:
 
 def _shown(value: object) -> str:
     # Bounded before it is written out: aliases can make a small file hold an astronomically large value.
-    return _BOUNDED.repr(value)
+    try:
+        return _BOUNDED.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _path(key: str) -> str:

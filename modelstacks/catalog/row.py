@@ -40,12 +40,12 @@ def load_row(row_type: type[RowT], path: Path, **extra: Any) -> RowT:
         raise BadInput([Problem("file", "must hold a mapping")], source=str(path))
     try:
         return row_type(**{**data, **extra})
-    except (ValidationError, TypeError) as error:
+    except (ValidationError, TypeError, OverflowError) as error:
         raise BadInput(_problems(error, documents.read_text(path)), source=str(path)) from None
 
 
-def _problems(error: ValidationError | TypeError, text: str) -> list[Problem]:
-    if isinstance(error, TypeError):
+def _problems(error: ValidationError | TypeError | OverflowError, text: str) -> list[Problem]:
+    if not isinstance(error, ValidationError):
         return [Problem("file", str(error))]
     problems = []
     for detail in error.errors(include_url=False, include_context=False):

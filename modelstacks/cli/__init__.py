@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 
@@ -17,6 +18,10 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from modelstacks.cli.commands import app
 
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except ModelstacksError as error:
@@ -28,6 +33,9 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of a pipe (head, less) went away: nothing to report, and nothing to flush into.
         sys.stderr.close()
+        sys.exit(EXIT_FAULT)
+    except OSError as error:
+        print(f"error: {error.strerror or error}", file=sys.stderr)
         sys.exit(EXIT_FAULT)
     except Exception as error:
         _exit_like_click(error)

@@ -142,16 +142,20 @@ def render(
 
 @app.command()
 def diff(stacks: Stacks = None, all_stacks: All = False) -> None:
-    """Show how a fresh render differs from rendered/<stack>; writes nothing and exits 0."""
+    """Show how a fresh render differs from rendered/<stack>; writes nothing."""
     from modelstacks import review
 
     folder = project.root()
+    refused = False
     for stack, decided, catalog in _plans(folder, stacks, all_stacks):
         if decided.refusals:
+            refused = True
             _print_refusals(stack, decided)
             continue
         changed = review.differences(review.files(decided, catalog, stack), project.rendered_dir(folder, stack))
         typer.echo("\n".join(d.diff for d in changed) if changed else f"rendered/{stack} is current")
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
@@ -258,7 +262,10 @@ def _leftovers(folder: Path, check: bool) -> list[str]:
     )
     for path in gone:
         if not check:
-            shutil.rmtree(path)
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
             typer.echo(f"rendered/{path.name}: removed, its stack is gone")
     return [path.name for path in gone] if check else []
 

@@ -171,6 +171,9 @@ def _precision_refusals(choice: Choice) -> list[Refusal]:
     elif dtype not in gpu.kv_cache_dtypes:
         text = f"{gpu.id} keeps a KV cache in {', '.join(gpu.kv_cache_dtypes)}, not {dtype}"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the GPU"))
+    if quantization == "fp8" and dtype == "fp8_e5m2":
+        text = "an FP8 checkpoint takes an fp8 (e4m3) KV cache, vLLM refuses fp8_e5m2 beside it"
+        refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the checkpoint"))
     return refusals
 
 
@@ -187,7 +190,8 @@ def _shape_refusals(choice: Choice) -> list[Refusal]:
         if count % tensor and not shared:
             divisors = ", ".join(str(n) for n in range(1, gpu.max_gpus_per_node + 1) if count % n == 0)
             text = f"{count} {name} cannot be cut into {tensor} equal parts; tensor parallel {divisors} can"
-            refusals.append(Refusal("heads-not-divisible", text, tensor, count, name))
+            possible = max(n for n in range(1, tensor + 1) if count % n == 0)
+            refusals.append(Refusal("heads-not-divisible", text, tensor, possible, "ranks that divide the heads"))
             break
     checkpoint = choice.model.checkpoints.get(choice.quantization)
     widest = checkpoint.max_tensor_parallel if checkpoint is not None else None
@@ -249,26 +253,29 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
 
 
 def longest_context(choice: Choice, form: EngineForm, weights: Weights) -> int | None:
-    """The longest context, in steps of 1024 tokens, that fits at the asked concurrency; None when not even one step.
+    """The longest context that fits at the asked concurrency, a multiple of 1024 tokens or, below that, of 16.
 
-    A context is tried as the engine would be told it, so everything that follows from it follows here too.
+    None when not even 16 tokens fit. A context is tried as the engine would be told it, so everything that follows from
+    it follows here too.
     """
     architecture = choice.model.architecture
     limit = architecture.context_limit if form.stretches_rope else architecture.max_context
 
-    def holds(steps: int) -> bool:
-        context = steps * 1024
+    def holds(context: int) -> bool:
         load = with_context(choice.load, context, form, choice.gpu)
         return fit.memory(architecture, choice.gpu, form, weights, choice.topology, load).holds_load
 
-    low, high = 0, min(limit, choice.load.context) // 1024
-    while low < high:
-        middle = (low + high + 1) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low * 1024 or None
+    for step, most in ((1024, min(limit, choice.load.context)), (16, 1023)):
+        low, high = 0, most // step
+        while low < high:
+            middle = (low + high + 1) // 2
+            if holds(middle * step):
+                low = middle
+            else:
+                high = middle - 1
+        if low:
+            return low * step
+    return None
 
 
 def timeouts(catalog: Catalog, checked: Checked) -> Timeouts:

@@ -61,25 +61,64 @@ def closest(checked: list[Checked], model: Model) -> Checked:
 
 
 def alternatives(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> list[Alternative]:
-    """The nearest plans that pass the same check, the cheapest kind of change first, at most two of a kind."""
+    """The nearest plans that pass the same check, the cheapest kind of change first, at most two of a kind.
+
+    When no neighbour fits, the cheapest plan of the model for the same load, whatever it takes.
+    """
     found: dict[tuple[object, ...], Alternative] = {}
     kinds: Counter[str] = Counter()
-    for kind, change, choice in _neighbours(refused, spec, catalog, market):
+    for kind, choice in _neighbours(refused, spec, catalog, market):
         key = (choice.gpu.id, choice.engine, choice.quantization, choice.topology, choice.load)
         if key in found or kinds[kind] == _MOST_OF_A_KIND:
             continue
         passed = check(choice, spec.replicas, market, catalog)
         if passed.fits:
-            found[key] = Alternative(change, choice, passed.cost, passed.memory.max_concurrency)
+            found[key] = _alternative(passed, refused, spec)
             kinds[kind] += 1
+    if not found:
+        free = ("gpu", "gpus", "tensor_parallel", "pipeline_parallel", "quantization", "engine")
+        anything = spec.model_copy(update=dict.fromkeys(free))
+        cheapest = best(list(candidates(anything, catalog, refused.choice.model, market)))
+        return [_alternative(cheapest, refused, spec)] if cheapest is not None else []
     return list(found.values())
 
 
-_Neighbour = tuple[str, str, Choice]
+def _alternative(passed: Checked, refused: Checked, spec: StackSpec) -> Alternative:
+    return Alternative(
+        _change(passed.choice, refused.choice, spec), passed.choice, passed.cost, passed.memory.max_concurrency
+    )
+
+
+def _change(choice: Choice, refused: Choice, spec: StackSpec) -> str:
+    """The stack keys to set so that the question leads to `choice`: what differs, and what was left open."""
+    topology, load = choice.topology, choice.load
+    open_counts = spec.gpus is None and spec.tensor_parallel is None and spec.pipeline_parallel is None
+    keys: list[tuple[str, object, object, object]] = [
+        ("engine", spec.engine, refused.engine, choice.engine),
+        ("gpu", spec.gpu, None, choice.gpu.id),
+        ("quantization", spec.quantization, refused.quantization, choice.quantization),
+        ("kvCacheDtype", spec.kv_cache_dtype, refused.load.kv_cache_dtype, load.kv_cache_dtype),
+        ("gpus", spec.gpus, refused.topology.gpus if spec.gpu else None, topology.gpus),
+        ("tensorParallel", spec.tensor_parallel, topology.tensor_parallel, topology.tensor_parallel),
+        ("pipelineParallel", spec.pipeline_parallel, topology.pipeline_parallel, topology.pipeline_parallel),
+        ("context", spec.context, refused.load.context, load.context),
+        ("concurrency", spec.concurrency, refused.load.concurrency, load.concurrency),
+    ]
+    changed = []
+    for key, asked, before, after in keys:
+        if key == "gpus" and asked is None and not open_counts:
+            continue
+        # What was set must be set anew when it differs; what was left open is named when it would be decided otherwise.
+        if (asked is not None and asked != after) or (asked is None and before != after):
+            changed.append(f"modelstacks:{key}: {after}")
+    return ", ".join(changed)
+
+
+_Neighbour = tuple[str, Choice]
 
 
 def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> Iterator[_Neighbour]:
-    """Kind of change, the change as stack keys, and the choice it leads to; whether it fits is not known yet."""
+    """Kind of change and the choice it leads to; whether it fits is not known yet."""
     yield from _smaller_loads(refused)
     choice, model = refused.choice, refused.choice.model
 
@@ -94,16 +133,16 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
     for engine in catalog.versions.engines:
         if engine != choice.engine:
             other = at(choice.gpu, choice.quantization, choice.topology, engine)
-            yield "engine", _keys(engine=engine), other
+            yield "engine", other
     for quantization in model.quantizations:
         if quantization != choice.quantization:
             other = at(choice.gpu, quantization, choice.topology)
-            yield "quantization", _keys(quantization=quantization), other
-            yield from _with_less_context("quantization", {"quantization": quantization}, other)
+            yield "quantization", other
+            yield from _with_less_context("quantization", other)
     open_counts = spec.model_copy(update={"gpus": None, "tensor_parallel": None, "pipeline_parallel": None})
     for topology in _topologies(open_counts, choice.gpu):
         if topology != choice.topology:
-            yield "gpus", _keys(gpus=topology.gpus), at(choice.gpu, choice.quantization, topology)
+            yield "gpus", at(choice.gpu, choice.quantization, topology)
     others = []
     for gpu in _gpus(spec.model_copy(update={"gpu": None}), catalog, model, market):
         for topology in _topologies(open_counts, gpu):
@@ -111,7 +150,7 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
                 dollars = price.cost(gpu, topology, spec.replicas, market).usd_per_hour
                 others.append((math.inf if dollars is None else dollars, gpu.id, topology))
     for _, gpu_id, topology in sorted(others, key=lambda entry: entry[:2]):
-        yield "gpu", _keys(gpu=gpu_id), at(catalog.gpus[gpu_id], choice.quantization, topology)
+        yield "gpu", at(catalog.gpus[gpu_id], choice.quantization, topology)
 
 
 def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
@@ -119,31 +158,27 @@ def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
     choice, form = refused.choice, refused.choice.form
     if form is None:
         return
-    yield from _with_less_context("load", {}, choice)
+    yield from _with_less_context("load", choice)
     fewer = int(refused.memory.max_concurrency)
     if 1 <= fewer < choice.load.concurrency:
         # The null block may take the last place, so one fewer is tried as well.
         for count in (fewer, fewer - 1):
             if count:
-                yield "load", _keys(concurrency=count), replace(choice, load=replace(choice.load, concurrency=count))
+                yield "load", replace(choice, load=replace(choice.load, concurrency=count))
     for dtype in ("fp8", "fp8_e4m3fn", "auto"):
         if dtype in form.kv_cache_dtypes and dtype != choice.load.kv_cache_dtype:
             narrow = replace(choice, load=replace(choice.load, kv_cache_dtype=dtype))
-            yield "cache", _keys(kvCacheDtype=dtype), narrow
-            yield from _with_less_context("cache", {"kvCacheDtype": dtype}, narrow)
+            yield "cache", narrow
+            yield from _with_less_context("cache", narrow)
 
 
-def _with_less_context(kind: str, change: dict[str, object], choice: Choice) -> Iterator[_Neighbour]:
+def _with_less_context(kind: str, choice: Choice) -> Iterator[_Neighbour]:
     if choice.form is None:
         return
     longest = longest_context(choice, choice.form, weights_of(choice))
     if longest is not None and longest < choice.load.context:
         load = with_context(choice.load, longest, choice.form, choice.gpu)
-        yield kind, _keys(**change, context=longest), replace(choice, load=load)
-
-
-def _keys(**values: object) -> str:
-    return ", ".join(f"modelstacks:{key}: {value}" for key, value in values.items())
+        yield kind, replace(choice, load=load)
 
 
 def _gpus(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> list[Gpu]:
@@ -172,6 +207,7 @@ def _topologies(spec: StackSpec, gpu: Gpu) -> list[Topology]:
         if gpus is None:
             gpus = (tensor or 1) * (pipeline or 1)
         tensor = tensor or (gpus // pipeline if pipeline else min(gpus, node))
-        return [Topology(tensor, gpus // tensor)]
+        # A count that is no whole number of this GPU's nodes is another plan, not this one.
+        return [] if gpus > node and gpus % node else [Topology(tensor, gpus // tensor)]
     counts = [count for count in _IN_NODE if count <= node] + [node * nodes for nodes in _NODES]
     return [Topology(min(count, node), max(1, count // node)) for count in counts]

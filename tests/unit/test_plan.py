@@ -114,6 +114,10 @@ def test_qwen_at_128k_on_one_h100_learns_what_fits_or_that_nothing_does() -> Non
         {"model": "mistral-nemo-12b", "gpu": "l4", "gpus": 1, "context": 131072},
         {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 1, "context": 131072},
         {"model": "llama-4-scout", "gpu": "l4", "gpus": 1},
+        {"model": "deepseek-r1", "gpu": "l4", "gpus": 1},
+        {"model": "deepseek-r1", "context": 163840, "concurrency": 64, "gpus": 16},
+        {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 2, "gpuMemoryUtilization": 0.5, "concurrency": 4},
+        {"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8, "cloud": {"kind": "kwok"}},
     ],
 )
 def test_every_alternative_passes_the_same_check(values: dict[str, Any]) -> None:
@@ -125,6 +129,28 @@ def test_every_alternative_passes_the_same_check(values: dict[str, Any]) -> None
         again = answer(decide(**alternative["options"]))
         assert again["fits"], (alternative["change"], again["refusals"])
         assert again["cost"]["usd_per_hour"] == alternative["cost"]["usd_per_hour"]
+        assert again["memory"]["max_concurrency"] == alternative["max_concurrency"]
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        ({"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8}, "modelstacks:gpus: 16"),
+        ({"model": "mixtral-8x22b", "gpu": "h100-sxm", "gpus": 2, "context": 65536}, "modelstacks:context: 14336"),
+        ({"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8}, "modelstacks:gpu: h200"),
+    ],
+)
+def test_the_change_is_one_line_when_the_question_is_complete(values: dict[str, Any], change: str) -> None:
+    """What differs is named and nothing else."""
+    assert change in [alternative["change"] for alternative in answer(decide(**values))["alternatives"]]
+
+
+@pytest.mark.parametrize("gpu", [None, "h100-sxm", "l4"])
+@pytest.mark.parametrize("gpus", [12, 20])
+def test_a_count_that_is_no_whole_number_of_nodes_is_bad_input(gpu: str | None, gpus: int) -> None:
+    """Given counts are kept as given, or declined; never rounded."""
+    with pytest.raises(BadInput, match="whole number of nodes"):
+        decide(model="qwen-2.5-72b", gpus=gpus, **({"gpu": gpu} if gpu else {}))
 
 
 def test_licence_and_budget_stop_a_stack_and_only_warn_a_bare_model() -> None:
