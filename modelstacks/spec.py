@@ -169,19 +169,36 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
 
 def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | None = None) -> StackSpec:
     """Read a stack file and parse it. Keys of other Pulumi packages are left alone."""
-    values = {**stack_values(path), **(overlay or {})}
-    return parse({k: v for k, v in values.items() if k not in PROGRAM_KEYS}, catalog, source=str(path))
+    found, bare = _config_of(path)
+    values = {**found, **(overlay or {})}
+    try:
+        parsed = parse({k: v for k, v in values.items() if k not in PROGRAM_KEYS}, catalog, source=str(path))
+    except BadInput as error:
+        raise BadInput([*bare, *error.problems], source=str(path), next_step=error.next_step) from None
+    if bare:
+        raise BadInput(bare, source=str(path), next_step="add the namespace and run again")
+    return parsed
 
 
 def stack_values(path: Path) -> dict[str, Any]:
     """The modelstacks keys of a stack file, prefix removed. Raises BadInput for a file that is not one."""
+    return _config_of(path)[0]
+
+
+def _config_of(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """The modelstacks keys of a stack file, and a problem for each key that no package could own."""
+    next_step = "see docs/stack-file.md, or write one with modelstacks init"
     data = documents.read_file(path)
     if data is None:
-        raise BadInput([Problem("file", "is empty", allowed="config: {modelstacks:model: …}")], source=str(path))
+        raise BadInput([Problem("file", "is empty", allowed="config: {modelstacks:model: …}")],
+            source=str(path), next_step=next_step,
+        )  # fmt: skip
     config = data.get("config") if isinstance(data, dict) else None
     if not isinstance(config, dict):
-        raise BadInput([Problem("config", "must be a mapping of modelstacks:… keys")], source=str(path))
-    problems, values = [], {}
+        problem = Problem("config", "must be a mapping of modelstacks:… keys")
+        raise BadInput([problem], source=str(path), next_step=next_step)
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if not isinstance(key, str) or ":" not in key:
             near = _nearest(str(key), KEYS)
@@ -189,9 +206,7 @@ def stack_values(path: Path) -> dict[str, Any]:
             problems.append(Problem(f"config.{key}", "has no namespace", key, suggestion=hint))
         elif key.startswith(f"{NAMESPACE}:"):
             values[key.removeprefix(f"{NAMESPACE}:")] = value
-    if problems:
-        raise BadInput(problems, source=str(path))
-    return values
+    return values, problems
 
 
 def config_values(config: Mapping[str, str]) -> dict[str, Any]:
@@ -372,6 +387,11 @@ def _problem(detail: Any) -> Problem:
             "bool": "true or false",
         }
         return Problem(path, f"{_shown(value)} must be {wanted[detail['type'].split('_')[0]]}", value)
+    if detail["type"] == "string_pattern_mismatch":
+        form = "lower case letters, digits and '-'" if detail["ctx"]["pattern"] == _DNS_LABEL else "a Kubernetes name"
+        return Problem(path, f"{_shown(value)} is no usable name", value, form)
+    if detail["type"] == "string_too_short":
+        return Problem(path, "is empty", value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Problem(path, f"{_shown(value)} {message[0].lower()}{message[1:]}", value)
 

@@ -38,7 +38,7 @@ def problems(values: dict[str, Any]) -> dict[str, str]:
         ("gpuMemoryUtilization", 1.5, "less than or equal to 1"),
         ("gpuMemoryUtilization", float("nan"), "nan"),
         ("budgetUsdPerMonth", 0, "greater than 0"),
-        ("namespace", "Not_A_Name", "match"),
+        ("namespace", "Not_A_Name", "lower case letters"),
         ("cloud", "aws", "must be a mapping"),
         ("cloud", {"kind": "kwock"}, "did you mean kwok"),
         ("cloud", {"kind": "kwok", "zoness": []}, "did you mean zones"),
