@@ -77,9 +77,7 @@ def refuse(decided: Plan) -> None:
     """Raise Refused with every reason and the nearest plans that fit."""
     if decided.runs:
         return
-    lines = [f"{decided.stack}: this plan is refused"]
-    lines += [f"  {refusal.code}: {refusal.message}" for refusal in decided.refusals]
-    lines += [f"  would fit: {alternative.change}" for alternative in decided.alternatives]
+    lines = [f"{decided.stack}: this plan is refused", *decided.refusal_lines]
     raise Refused("\n".join(lines), next_step=f"modelstacks plan {decided.stack}")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -281,11 +280,6 @@ def flags_as_arguments(flags: tuple[str, ...]) -> list[tuple[str, Any]]:
         else:
             arguments[-1] = (arguments[-1][0], flag)
     return arguments
-
-
-def command_line(args: list[str]) -> str:
-    """Arguments as one could type them."""
-    return shlex.join(args)
 
 
 @cache

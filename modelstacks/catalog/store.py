@@ -79,6 +79,10 @@ class Catalog:
         paths = sorted((self.templates / "clouds").glob("*.yaml"))
         return {path.stem: load_row(CloudKind, path, id=path.stem) for path in paths}
 
+    def any_form(self, engine: str) -> EngineForm:
+        """A form of `engine` whose figures stand in where a tier has none of its own."""
+        return next(iter(self.versions.engines[engine].values()))
+
     def engine_form(self, engine: str, tier: str) -> EngineForm | None:
         """The form of `engine` that runs in `tier`, or None when there is none."""
         return self.versions.engines[engine].get(self.versions.tiers[tier].form)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -116,12 +117,8 @@ def render(
 
     folder = project.root()
     stale = []
-    refused = False
-    for stack, decided, catalog in _plans(folder, stacks, all_stacks):
-        if decided.refusals:
-            refused = True
-            _print_refusals(stack, decided)
-            continue
+    plans = _plans(folder, stacks, all_stacks)
+    for stack, decided, catalog in _runnable(plans):
         fresh = review.files(decided, catalog, stack)
         target = project.rendered_dir(folder, stack)
         changed = review.differences(fresh, target) if check else review.store(fresh, target)
@@ -136,8 +133,7 @@ def render(
     if stale:
         typer.echo(f"not current: {', '.join(stale)}; run `make render` and commit the result", err=True)
         raise typer.Exit(EXIT_FAULT)
-    if refused:
-        raise typer.Exit(EXIT_REFUSED)
+    _exit_if_refused(plans)
 
 
 @app.command()
@@ -146,16 +142,11 @@ def diff(stacks: Stacks = None, all_stacks: All = False) -> None:
     from modelstacks import review
 
     folder = project.root()
-    refused = False
-    for stack, decided, catalog in _plans(folder, stacks, all_stacks):
-        if decided.refusals:
-            refused = True
-            _print_refusals(stack, decided)
-            continue
+    plans = _plans(folder, stacks, all_stacks)
+    for stack, decided, catalog in _runnable(plans):
         changed = review.differences(review.files(decided, catalog, stack), project.rendered_dir(folder, stack))
         typer.echo("\n".join(d.diff for d in changed) if changed else f"rendered/{stack} is current")
-    if refused:
-        raise typer.Exit(EXIT_REFUSED)
+    _exit_if_refused(plans)
 
 
 @app.command()
@@ -242,6 +233,20 @@ def _plans(folder: Path, stacks: list[str] | None, all_stacks: bool) -> list[tup
     return [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
 
 
+def _runnable(plans: list[tuple[str, Plan, Catalog]]) -> Iterator[tuple[str, Plan, Catalog]]:
+    """The plans that may run; the others are printed with their refusals as they come."""
+    for stack, decided, catalog in plans:
+        if decided.refusals:
+            _print_refusals(stack, decided)
+        else:
+            yield stack, decided, catalog
+
+
+def _exit_if_refused(plans: list[tuple[str, Plan, Catalog]]) -> None:
+    if any(decided.refusals for _, decided, _ in plans):
+        raise typer.Exit(EXIT_REFUSED)
+
+
 def _decide(asked: StackSpec, catalog: Catalog, stack: str | None, *, dated: bool = True) -> Plan:
     """The plan; warnings that depend on today's date only where a person reads them today."""
     import datetime
@@ -271,11 +276,7 @@ def _leftovers(folder: Path, check: bool) -> list[str]:
 
 
 def _print_refusals(stack: str, decided: Plan) -> None:
-    typer.echo(f"{stack}: refused", err=True)
-    for refusal in decided.refusals:
-        typer.echo(f"  {refusal.code}: {refusal.message}", err=True)
-    for alternative in decided.alternatives:
-        typer.echo(f"  would fit: {alternative.change}", err=True)
+    typer.echo("\n".join([f"{stack}: refused", *decided.refusal_lines]), err=True)
 
 
 def _print_json(value: Any) -> None:

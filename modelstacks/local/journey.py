@@ -55,8 +55,8 @@ def simulated_plan(root: Path, stack: str) -> Plan:
     asked = declared if own else spec.parse_file(path, catalog, overlay={"cloud": {"kind": "kwok"}})
     decided = plan(asked, catalog, stack=stack)
     if decided.refusals:
-        reasons = "\n".join(f"  {refusal.code}: {refusal.message}" for refusal in decided.refusals)
-        raise Refused(f"{stack} is refused\n{reasons}", next_step=f"modelstacks plan {stack}")
+        lines = [f"{stack} is refused", *decided.refusal_lines]
+        raise Refused("\n".join(lines), next_step=f"modelstacks plan {stack}")
     return decided
 
 

@@ -57,7 +57,7 @@ def choice_for(
     engine = spec.engine or profile.engine
     tier = tier_of(gpu, topology)
     form = catalog.engine_form(engine, tier)
-    numbers = form or next(iter(catalog.versions.engines[engine].values()))
+    numbers = form or catalog.any_form(engine)
     context = spec.context or profile.context
     concurrency = spec.concurrency or profile.concurrency
     batch = spec.max_num_batched_tokens or _batched_tokens(numbers, gpu, context)
@@ -105,7 +105,7 @@ def weights_of(choice: Choice) -> Weights:
 def check(choice: Choice, replicas: int, market: price.Market, catalog: Catalog) -> Checked:
     """The ledger, the cost and every refusal of one choice."""
     weights = weights_of(choice)
-    numbers = choice.form or next(iter(catalog.versions.engines[choice.engine].values()))
+    numbers = choice.form or catalog.any_form(choice.engine)
     memory = fit.memory(choice.model.architecture, choice.gpu, numbers, weights, choice.topology, choice.load)
     refusals = (
         *_engine_refusals(choice),
@@ -282,7 +282,7 @@ def timeouts(catalog: Catalog, checked: Checked) -> Timeouts:
     """Start-up budgets from the bytes each node must fetch and read, at pessimistic speeds."""
     loading = catalog.versions.loading
     choice = checked.choice
-    numbers = choice.form or next(iter(catalog.versions.engines[choice.engine].values()))
+    numbers = choice.form or catalog.any_form(choice.engine)
     fetched_gib = checked.weights.wide_gib or checked.weights.total_gib
     download_s = math.ceil(fetched_gib / loading.hub_gib_per_s)
     load_s = math.ceil(fetched_gib / loading.disk_gib_per_s) + numbers.init_s

@@ -101,6 +101,12 @@ class Plan:
         return not self.refusals
 
     @property
+    def refusal_lines(self) -> list[str]:
+        """Every refusal and every way out, a line each, as all commands and the Pulumi program print them."""
+        reasons = [f"  {refusal.code}: {refusal.message}" for refusal in self.refusals]
+        return reasons + [f"  would fit: {alternative.change}" for alternative in self.alternatives]
+
+    @property
     def name(self) -> str:
         """The base of all object names: the stack's, or the model's id for a bare model."""
         return object_name(self.stack or self.choice.model.id)
