@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelstacks.catalog import CloudKind, Gpu, Machine, Price
+from modelstacks.catalog.hardware import ANYWHERE
+from modelstacks.economics import HOURS_PER_MONTH
 from modelstacks.fit import Topology
 from modelstacks.spec import CloudSpec
 
-HOURS_PER_MONTH = 730
+# A price list that is older than a quarter has usually been replaced.
+OLD_AFTER_DAYS = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,20 @@ class Cost:
         """USD for 730 hours."""
         return None if self.usd_per_hour is None else self.usd_per_hour * HOURS_PER_MONTH
 
-    def is_old(self, today: datetime.date, days: int = 90) -> bool:
+    def is_old(self, today: datetime.date, days: int = OLD_AFTER_DAYS) -> bool:
         """The price was seen more than `days` days before `today`."""
-        seen = self.price.date if self.price else None
-        return seen is not None and (today - seen).days > days
+        return self.price is not None and is_old(self.price, today, days)
+
+
+def age_days(price: Price, today: datetime.date) -> int | None:
+    """Days since a price was seen; None when its source is undated."""
+    return None if price.date is None else (today - price.date).days
+
+
+def is_old(price: Price, today: datetime.date, days: int = OLD_AFTER_DAYS) -> bool:
+    """A price was seen more than `days` days before `today`. An undated one is not called old: nobody knows."""
+    age = age_days(price, today)
+    return age is not None and age > days
 
 
 def market(cloud: CloudSpec | None, kind: CloudKind | None) -> Market:
@@ -67,24 +79,19 @@ def machines_for(gpu: Gpu, topology: Topology, market: Market) -> tuple[Machine,
 def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
     """The cheapest way to run `replicas` of a topology. Dated prices come before undated ones."""
     # Scaled to zero, the machine is the one that the first replica would take.
-    quotes = [
-        _quote(machine, price, gpu, topology, max(replicas, 1))
-        for machine in machines_for(gpu, topology, market)
-        for price in (_prices(machine, market.region) or (None,))
-    ]
-    anywhere = market.cloud is None
-
-    def rank(quote: Cost) -> tuple[bool, bool, float, int]:
-        undated = quote.price is None or quote.price.date is None
-        dollars = math.inf if quote.usd_per_hour is None else quote.usd_per_hour
-        return quote.price is None, anywhere and undated, dollars, quote.machines
-
-    if not quotes:
+    wanted, anywhere = max(replicas, 1), market.cloud is None
+    best: tuple[tuple[bool, bool, float, int], Machine, Price | None] | None = None
+    for machine in machines_for(gpu, topology, market):
+        machines = _machines_needed(machine.gpus, gpu, topology, wanted)
+        for price in _prices(machine, market.region) or (None,):
+            dollars = math.inf if price is None else price.usd_per_hour * machines
+            undated = price is None or price.date is None
+            rank = (price is None, anywhere and undated, dollars, machines)
+            if best is None or rank < best[0]:
+                best = rank, machine, price
+    if best is None:
         return Cost(None, _machines_needed(per_machine=None, gpu=gpu, topology=topology, replicas=replicas), None)
-    cheapest = min(quotes, key=rank)
-    if replicas or cheapest.machine is None:
-        return cheapest
-    return _quote(cheapest.machine, cheapest.price, gpu, topology, 0)
+    return _quote(best[1], best[2], gpu, topology, replicas)
 
 
 def gpus_per_node(gpu: Gpu, topology: Topology) -> int:
@@ -110,5 +117,8 @@ def _machines_needed(per_machine: int | None, gpu: Gpu, topology: Topology, repl
 
 
 def _prices(machine: Machine, region: str | None) -> tuple[Price, ...]:
-    in_region: Iterable[Price] = (price for price in machine.prices if region is None or price.region == region)
-    return tuple(in_region)
+    """The prices of a machine in a region; those that hold anywhere only where the region has none of its own."""
+    if region is None:
+        return machine.prices
+    own = tuple(price for price in machine.prices if price.region == region)
+    return own or tuple(price for price in machine.prices if price.region == ANYWHERE)

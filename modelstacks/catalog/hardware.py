@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from modelstacks.catalog.row import Fact, Id, PositiveFloat, PositiveInt, Row
 
 Support = Literal["native", "weight-only"]
 
+# Money is never read out of text or of a yes: "55,04" or `true` in the place of a price is a slip.
+Usd = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+
+# The cloud of machines that are bought: nobody publishes a price, prices.yaml may give one.
+OWN = "own"
+
+# The region of a price that holds wherever the machine is rented.
+ANYWHERE = "any"
+
 
 class Price(Row):
     """What one machine costs: USD per hour in one region, seen on one date (None: the source is undated)."""
 
-    region: str
-    usd_per_hour: PositiveFloat
+    region: str = Field(min_length=1)
+    usd_per_hour: Usd
     source: str = Field(min_length=1)
     date: datetime.date | None = None
 
+    @field_validator("date")
+    @classmethod
+    def _was_seen(cls, date: datetime.date | None) -> datetime.date | None:
+        # One day of grace: where the price was written down it may be tomorrow already.
+        if date is not None and date > datetime.date.today() + datetime.timedelta(days=1):
+            raise ValueError(f"{date} is in the future, a price is dated by the day it was seen")
+        return date
+
 
 class Machine(Row):
-    """A machine type of one cloud. `kubernetes` is False for plain rentals that no node pool can order."""
+    """A machine type of one cloud. `kubernetes` is False for plain rentals that no node pool can order.
+
+    `network_gbps` is all of the machine's network together, as the cloud sells it; `efa_interfaces` is how many Elastic
+    Fabric Adapters of AWS it takes (None: it takes none, or is not of AWS).
+    """
 
     name: str = Field(min_length=1)
     cloud: Id
@@ -31,6 +52,8 @@ class Machine(Row):
     vcpu: PositiveInt | None = None
     memory_gib: PositiveFloat | None = None
     local_disk_gb: PositiveFloat | None = None
+    network_gbps: PositiveFloat | None = None
+    efa_interfaces: PositiveInt | None = None
     kubernetes: bool = True
     prices: tuple[Price, ...] = ()
 
@@ -59,13 +82,20 @@ class Interconnect(Row):
 
 
 class Gpu(Row):
-    """A GPU type. `memory_gib` is what a CUDA program sees, not what the box says."""
+    """A GPU type. `memory_gib` is what a CUDA program sees, not what the box says.
+
+    `free_share` is for a GPU that shares its memory with the CPU: the part of `memory_gib` that is free when an engine
+    starts. An engine that asks for more refuses to start.
+    """
 
     id: Id
     name: str
     compute_capability: PositiveFloat
     memory_gib: Fact
+    free_share: Fact | None = None
     bandwidth_gb_per_s: Fact
+    # What the host's own programs take of a memory that it shares with the GPU.
+    host_share_gib: Fact | None = None
     tflops: Compute
     weight_formats: dict[str, Support]
     kv_cache_dtypes: tuple[str, ...]
@@ -74,6 +104,15 @@ class Gpu(Row):
     product_label: str
     ray_accelerator_type: str | None = None
     machines: tuple[Machine, ...]
+
+    @property
+    def is_to_be_had(self) -> bool:
+        """Some price is known, or some cloud has it for Kubernetes; other cards are planned with when named."""
+        return any(machine.prices or (machine.cloud != OWN and machine.kubernetes) for machine in self.machines)
+
+    def utilization(self, usual: float) -> float:
+        """The share of the memory that an engine can ask for, where it would ask for `usual` on a card of its own."""
+        return usual if self.free_share is None else min(usual, self.free_share.value)
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +132,8 @@ class Gpu(Row):
         for machine in self.machines:
             if machine.gpus > self.max_gpus_per_node:
                 raise ValueError(f"{machine.name} has {machine.gpus} GPUs, above max_gpus_per_node")
+        if self.free_share is not None and self.free_share.value > 1:
+            raise ValueError("free_share is a share of memory_gib, at most 1")
         if self.weight_formats.get("fp8") == "native" and self.tflops.fp8 is None:
             raise ValueError("weight_formats says fp8 is native, tflops gives no fp8")
         return self
