@@ -64,6 +64,10 @@ test-fast: .venv/.ready ## Only the tests that need no cluster
 test-all: .venv/.ready lint verify ## As test, with every stack and every kind of damage
 	@MODELSTACKS_ALL_STACKS=1 $(RUN)/pytest -m ""
 
+.PHONY: accuracy
+accuracy: .venv/.ready ## Predicted against measured memory of real servers, beside two rivals
+	@$(RUN)/python tests/accuracy/__main__.py
+
 .PHONY: bench
 bench: .venv/.ready ## Time plan, render and `pulumi up`, each beside its baseline
 	@$(RUN)/python -m tests.bench

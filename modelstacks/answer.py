@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from modelstacks import economics
 from modelstacks.plan import Alternative, Choice, Plan
 from modelstacks.price import Cost
 
@@ -40,12 +41,16 @@ def answer(plan: Plan) -> dict[str, Any]:
             "budget_gib": _gib(memory.budget_gib),
             "weights_gib": _gib(memory.weights_gib),
             "overhead_gib": _gib(memory.overhead_gib),
+            "uncertainty_gib": _gib(memory.uncertainty_gib),
             "overhead_parts_gib": {name: _gib(size) for name, size in memory.overhead_parts},
             "kv_cache_gib": _gib(memory.kv_cache_gib),
+            "kv_cache_gib_at_least": _gib(memory.kv_cache_low_gib),
             "kv_needed_gib": _gib(memory.kv_needed_gib),
             "kv_bytes_per_token": memory.kv_bytes_per_token,
             "kv_cache_tokens": memory.kv_cache_tokens,
             "max_concurrency": round(memory.max_concurrency, 2),
+            "max_concurrency_at_least": round(memory.max_concurrency_low, 2),
+            "state_blocks": memory.state_blocks,
             "loading_peak_gib": _gib(memory.loading_peak_gib),
         },
         "cost": whole_cost(plan),
@@ -57,6 +62,8 @@ def answer(plan: Plan) -> dict[str, Any]:
             "input_tokens": plan.throughput.input_tokens,
             "output_tokens": plan.throughput.output_tokens,
             "method": plan.throughput.method,
+            "basis": plan.throughput.basis,
+            "assumptions": list(plan.throughput.assumptions),
         },
         "timeouts": {
             "download_s": times.download_s,
@@ -98,8 +105,8 @@ def usd_per_million(plan: Plan) -> float | None:
     """USD for a million output tokens at the stated concurrency; None without price, replicas or throughput."""
     if plan.throughput is None or plan.cost.usd_per_hour is None or plan.spec.replicas == 0:
         return None
-    tokens_per_hour = plan.throughput.output_tokens_per_s * 3600 * plan.spec.replicas
-    return round(plan.cost.usd_per_hour / tokens_per_hour * 1e6, 3)
+    rate = plan.throughput.output_tokens_per_s * plan.spec.replicas
+    return round(economics.usd_per_million_tokens(plan.cost.usd_per_hour, rate), 3)
 
 
 def options(choice: Choice, plan: Plan) -> dict[str, Any]:
@@ -107,8 +114,14 @@ def options(choice: Choice, plan: Plan) -> dict[str, Any]:
     spec = plan.spec
     asked = {
         "gpuMemoryUtilization": spec.gpu_memory_utilization,
-        "maxNumSeqs": spec.max_num_seqs,
-        "maxNumBatchedTokens": spec.max_num_batched_tokens,
+        "maxNumSeqs": choice.load.max_num_seqs if choice.sequences_set else None,
+        # Every running request takes a token of each step, which TGI's whole prompts may have raised already.
+        "maxNumBatchedTokens": choice.load.max_num_batched_tokens if spec.max_num_batched_tokens else None,
+        "textOnly": spec.text_only or None,
+        "maxLoras": spec.max_loras,
+        "maxLoraRank": spec.max_lora_rank,
+        "loraModules": dict(spec.lora_modules) or None,
+        "engineVersion": spec.engine_version,
         "cloud": spec.cloud.model_dump(mode="json", by_alias=True, exclude_unset=True) if spec.cloud else None,
     }
     return {key: value for key, value in asked.items() if value is not None} | {

@@ -122,6 +122,11 @@ def verified(manifests: list[Manifest]) -> list[Manifest]:
 
 def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Manifest]:
     form = _form(plan)
+    shipped = catalog.engine_form(plan.choice.engine, plan.choice.tier)
+    if shipped is not None and shipped.version != form.version:
+        text = f"is {form.version}, and the image holds {plan.choice.engine} {shipped.version}"
+        problem = Problem("modelstacks:engineVersion", text, form.version, shipped.version)
+        raise BadInput([problem], source="render", next_step="leave it out; `modelstacks plan --engine-version` asks")
     engine = _part(catalog, f"engines/{form.template}.yaml.j2", context)
     template = f"tiers/{plan.tier_form.template}.yaml.j2"
     if plan.tier_form.form == "ray":
@@ -198,8 +203,8 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "hf_overrides": plan.hf_overrides,
         "quantize_flag": quantize.flag if quantize is not None and at_load else None,
         "kv_cache_flag": None if load.kv_cache_dtype == "auto" else load.kv_cache_dtype,
-        "model_flags": flags,
-        "model_kwargs": flags_as_arguments(flags),
+        "model_flags": (*flags, *_asked_flags(plan)),
+        "model_kwargs": flags_as_arguments((*flags, *_asked_flags(plan))),
         "startup_failures": math.ceil(times.startup_s / 10),
         "ready_s": times.ready_s,
         "pre_stop_s": PRE_STOP_S,
@@ -253,6 +258,19 @@ def _context(plan: Plan, catalog: Catalog) -> dict[str, Any]:
     }
 
 
+def _asked_flags(plan: Plan) -> tuple[str, ...]:
+    """vLLM flags for what a stack asks beside its model: no vision tower, LoRA adapters."""
+    if plan.choice.engine != "vllm":
+        return ()
+    load, spec = plan.choice.load, plan.spec
+    flags = ["--language-model-only"] if load.text_only and plan.choice.model.architecture.encoder is not None else []
+    if load.lora_adapters:
+        flags += ["--enable-lora", "--max-loras", str(load.lora_adapters), "--max-lora-rank", str(load.lora_rank)]
+    if spec.lora_modules:
+        flags += ["--lora-modules", *(f"{name}={source}" for name, source in spec.lora_modules.items())]
+    return tuple(flags)
+
+
 def _shm_gib(plan: Plan) -> int:
     """Shared memory of one node's ranks: NCCL and message queues take about 1 GiB a rank; Ray's store comes on top."""
     return 8 + 8 + plan.gpus_per_node if plan.nodes_per_replica > 1 else 1 + plan.gpus_per_node
@@ -272,7 +290,10 @@ def _gpu_limit(plan: Plan) -> int:
 
 
 def flags_as_arguments(flags: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """Command line flags as keyword arguments: --tool-call-parser x → tool_call_parser: x, a bare flag → true."""
+    """Command line flags as keyword arguments: --tool-call-parser x → tool_call_parser: x, a bare flag → true.
+
+    The Ray tier serves no adapters, so no flag here has several values.
+    """
     arguments: list[tuple[str, Any]] = []
     for flag in flags:
         if flag.startswith("--"):

@@ -12,7 +12,7 @@ import reprlib
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -24,7 +24,10 @@ NAMESPACE = "modelstacks"
 
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
-QUANTIZATIONS = ("bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4")
+Quantization = Literal["bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+# The ranks that vLLM has kernels for (config/lora.py).
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 # A stack's name becomes part of object names: RayService allows 47 characters (KubeRay MaxRayServiceNameLength).
 _STACK_NAME = re.compile(r"[a-z]([a-z0-9.-]*[a-z0-9])?")
@@ -113,6 +116,14 @@ class WeightsSpec(_Section):
     storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
 
 
+class PreferSpec(_Section):
+    """What an open choice is made from, in this order of worth: types and formats that are not named are left out."""
+
+    gpus: tuple[Word, ...] = ()
+    quantizations: tuple[Quantization, ...] = ()
+    max_gpus: Count | None = None
+
+
 class StackSpec(_Section):
     """What one user wants to run. None means: decide for me."""
 
@@ -121,7 +132,7 @@ class StackSpec(_Section):
     gpus: Count | None = None
     tensor_parallel: Count | None = None
     pipeline_parallel: Count | None = None
-    quantization: Literal["bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4"] | None = None
+    quantization: Quantization | None = None
     kv_cache_dtype: Word = "auto"
     gpu_memory_utilization: Fraction | None = None
     max_num_batched_tokens: Tokens | None = None
@@ -131,6 +142,11 @@ class StackSpec(_Section):
     replicas: Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=1000)] = 1
     engine: Word | None = None
     engine_version: Word | None = None
+    text_only: bool = False
+    lora_modules: dict[DnsLabel, Word] = Field(default_factory=dict)
+    max_loras: Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=256)] | None = None
+    max_lora_rank: Annotated[int, BeforeValidator(_whole_number)] | None = None
+    prefer: PreferSpec = PreferSpec()
     cloud: CloudSpec | None = None
     budget_usd_per_month: Usd | None = None
     accepted_license: Word | None = None
@@ -299,6 +315,9 @@ def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
         ("engine", values.get("engine"), tuple(catalog.versions.engines)),
         ("cloud.kind", kind, tuple(catalog.clouds)),
     ]
+    prefer = values.get("prefer")
+    named = prefer.get("gpus") if isinstance(prefer, Mapping) else None
+    known += [("prefer.gpus", gpu, catalog.gpu_ids) for gpu in (named if isinstance(named, list | tuple) else ())]
     problems = [
         Problem(_path(path), f"{value!r} is not known", value, ", ".join(allowed), _nearest(value, allowed))
         for path, value, allowed in known
@@ -324,7 +343,9 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
                 problems.append(Problem(_path(key), f"{part} does not divide gpus {gpus}", part, divisors))
     total = gpus or (tensor or 1) * (pipeline or 1)
     nodes = (
-        {catalog.gpus[spec.gpu].max_gpus_per_node} if spec.gpu else {g.max_gpus_per_node for g in catalog.gpus.values()}
+        {catalog.gpus[spec.gpu].max_gpus_per_node}
+        if spec.gpu
+        else {g.max_gpus_per_node for g in catalog.gpus.values() if g.is_to_be_had}
     )
     if not problems and all(total > node and total % node for node in nodes):
         node = max(nodes)
@@ -357,6 +378,19 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     if sequences is not None and spec.concurrency is not None and sequences < spec.concurrency:
         text = f"{sequences} is below concurrency {spec.concurrency}"
         problems.append(Problem(_path("maxNumSeqs"), text, sequences, f"{spec.concurrency} or more"))
+    if spec.max_lora_rank is not None and spec.max_lora_rank not in LORA_RANKS:
+        ranks = ", ".join(map(str, LORA_RANKS))
+        problems.append(Problem(_path("maxLoraRank"), f"{spec.max_lora_rank} has no kernel", spec.max_lora_rank, ranks))
+    if spec.max_lora_rank is not None and not (spec.max_loras or spec.lora_modules):
+        problems.append(Problem(_path("maxLoraRank"), "is set, but no adapter is: add loraModules or maxLoras"))
+    outside = spec.gpu is not None and spec.prefer.gpus and spec.gpu not in spec.prefer.gpus
+    if outside:
+        allowed = ", ".join(spec.prefer.gpus)
+        problems.append(Problem(_path("gpu"), f"is {spec.gpu}, which prefer.gpus leaves out", spec.gpu, allowed))
+    if spec.quantization and spec.prefer.quantizations and spec.quantization not in spec.prefer.quantizations:
+        allowed = ", ".join(spec.prefer.quantizations)
+        text = f"is {spec.quantization}, which prefer.quantizations leaves out"
+        problems.append(Problem(_path("quantization"), text, spec.quantization, allowed))
     if spec.weights.claim is not None and spec.weights.storage_class is not None:
         problems.append(Problem(_path("weights"), "takes claim or storageClass, not both"))
     return problems
@@ -368,7 +402,7 @@ def _problem(detail: Any) -> Problem:
     path = _path(".".join(_camel(step) for step in steps))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
-        sections: dict[str, type[_Section]] = {"cloud": CloudSpec, "weights": WeightsSpec}
+        sections: dict[str, type[_Section]] = {"cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec}
         section = sections.get(steps[0] if len(steps) > 1 else "", StackSpec)
         names = tuple(_camel(name) for name in section.model_fields)
         return Problem(path, "is not a known key", value, ", ".join(names), _nearest(steps[-1], names))

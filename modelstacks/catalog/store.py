@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from modelstacks import documents, project
 from modelstacks.catalog.hardware import Gpu, Machine
 from modelstacks.catalog.models import Model
+from modelstacks.catalog.prices import apply_contract_prices
 from modelstacks.catalog.row import load_row
 from modelstacks.catalog.versions import CloudKind, EngineForm, Versions
 from modelstacks.errors import BadInput, Problem
@@ -21,20 +23,39 @@ class Catalog:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or project.data_root()
         self.templates = self.root / "templates"
+        # A root of its own brings its own prices.yaml; the installed data takes the project's.
+        self.contract_prices = (root or project.root()) / "prices.yaml"
+        # Beside the installed models those that the project imported.
+        imported = [] if root is not None else [project.root() / "templates" / "models"]
+        self._model_folders = list(dict.fromkeys([self.templates / "models", *imported]))
         self._models: dict[str, Model] = {}
+        self._older: dict[tuple[str, str, str], EngineForm | None] = {}
+
+    def with_model(self, model: Model) -> Catalog:
+        """The same catalogue with one more model, known for as long as the process runs."""
+        other = copy.copy(self)
+        other.__dict__.pop("model_ids", None)
+        other._models = {**self._models, model.id: model}
+        other.__dict__["model_ids"] = tuple(sorted({*self.model_ids, model.id}))
+        return other
 
     @cached_property
     def model_ids(self) -> tuple[str, ...]:
         """Every model id, sorted."""
-        return tuple(sorted(path.stem for path in (self.templates / "models").glob("*.yaml")))
+        return tuple(sorted({path.stem for folder in self._model_folders for path in folder.glob("*.yaml")}))
 
     def model(self, model_id: str) -> Model:
         """The template of one model. Raises BadInput with the nearest names for an unknown id."""
         if model_id not in self._models:
             if model_id not in self.model_ids:
                 raise BadInput([self.unknown_model(model_id)], source="model", next_step="modelstacks models")
-            path = self.templates / "models" / f"{model_id}.yaml"
-            self._models[model_id] = load_row(Model, path, id=model_id)
+            named = [folder / f"{model_id}.yaml" for folder in self._model_folders]
+            path = next(path for path in named if path.is_file())
+            model = load_row(Model, path, id=model_id)
+            nameless = [name for name, checkpoint in model.checkpoints.items() if checkpoint.repo is None]
+            if nameless:
+                raise BadInput([Problem(f"checkpoints.{nameless[0]}.repo", "is missing")], source=str(path))
+            self._models[model_id] = model
         return self._models[model_id]
 
     def unknown_model(self, model_id: str) -> Problem:
@@ -42,10 +63,13 @@ class Catalog:
         hints: Mapping[str, str] = self._missing_models
         if model_id in hints:
             return Problem("model", hints[model_id], model_id, allowed=", ".join(self.model_ids))
-        near = difflib.get_close_matches(model_id.lower().replace("_", "-"), self.model_ids, n=1, cutoff=0.5)
+        word = model_id.lower().replace("_", "-")
+        near = difflib.get_close_matches(word, self.model_ids, n=1, cutoff=0.5)
+        # Sizes of one family are alike: 7b and 72b are both near 70b.
+        near += [name for name in difflib.get_close_matches(word, self.model_ids, n=2, cutoff=0.85) if name not in near]
         return Problem(
             "model", f"{model_id!r} is not in the catalogue", model_id,
-            allowed=", ".join(self.model_ids), suggestion=near[0] if near else None,
+            allowed=", ".join(self.model_ids), suggestion=" or ".join(near) or None,
         )  # fmt: skip
 
     @cached_property
@@ -56,7 +80,8 @@ class Catalog:
     def gpus(self) -> dict[str, Gpu]:
         """Every GPU type by id, in file order."""
         paths = sorted((self.root / "hardware").glob("*.yaml"))
-        return {path.stem: load_row(Gpu, path, id=path.stem) for path in paths}
+        rows = {path.stem: load_row(Gpu, path, id=path.stem) for path in paths}
+        return apply_contract_prices(rows, self.contract_prices)
 
     @cached_property
     def gpu_ids(self) -> tuple[str, ...]:
@@ -83,6 +108,11 @@ class Catalog:
         """A form of `engine` whose figures stand in where a tier has none of its own."""
         return next(iter(self.versions.engines[engine].values()))
 
-    def engine_form(self, engine: str, tier: str) -> EngineForm | None:
-        """The form of `engine` that runs in `tier`, or None when there is none."""
-        return self.versions.engines[engine].get(self.versions.tiers[tier].form)
+    def engine_form(self, engine: str, tier: str, version: str | None = None) -> EngineForm | None:
+        """The form of `engine` that runs in `tier`, as of `version`; None when there is none."""
+        form = self.versions.engines[engine].get(self.versions.tiers[tier].form)
+        if form is None or version is None or version == form.version:
+            return form
+        if (engine, tier, version) not in self._older:
+            self._older[engine, tier, version] = form.at(version)
+        return self._older[engine, tier, version]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -11,15 +12,25 @@ from modelstacks.catalog.row import Id, PositiveFloat, PositiveInt, Row
 
 
 class Overhead(Row):
-    """Device memory an engine needs besides weights and KV cache; see docs/memory.md for how each was found."""
+    """Device memory an engine needs besides weights and KV cache; see docs/memory.md for how each was found.
+
+    The last two say how far real servers were from the sum: a plan fits when it fits with both added.
+    """
 
     base_gib: PositiveFloat
-    nccl_gib: PositiveFloat
+    activation_factor: PositiveFloat
+    sampler_copies: PositiveFloat
+    encoder_copies: PositiveFloat
+    encoder_gib: PositiveFloat
+    encoder_bytes_per_parameter: PositiveFloat
+    link_gib: dict[Literal["nvlink", "pcie"], PositiveFloat]
     pipeline_gib: PositiveFloat
+    mla_gib: PositiveFloat
     graphs_base_gib: PositiveFloat
     graphs_gib_per_layer: PositiveFloat
-    moe_gib: PositiveFloat
-    activation_factor: PositiveFloat
+    graphs_in_budget: bool
+    uncertainty_gib: PositiveFloat
+    uncertainty_share: PositiveFloat
     source: str
 
 
@@ -28,6 +39,35 @@ class QuantizeAtLoad(Row):
 
     flag: str
     holds: Literal["one-layer", "whole-model"]
+    source: str
+
+
+class BySize(Row):
+    """A default that an engine chooses by device memory: below 70 GiB (and on any A100), from there, from 160 GiB."""
+
+    small: PositiveInt
+    large: PositiveInt
+    huge: PositiveInt
+
+
+class Era(Row):
+    """What was different in the versions before `before`; whatever is None was as it is now."""
+
+    before: str = Field(pattern=r"^\d+\.\d+(\.\d+)?$")
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    windows_save_memory: bool | None = None
+    chunks_save_memory: bool | None = None
+    group_stretch: float | None = Field(default=None, ge=1, le=2)
+    mla_row_elements: PositiveInt | None = None
+    batches_in_flight: PositiveInt | None = None
+    state_blocks: PositiveInt | None = None
+    tokens_are_a_share: bool | None = None
+    reads_cache_scales: bool | None = None
+    refuses_few_states: bool | None = None
+    prefills_whole_prompt_below: PositiveInt | None = None
+    max_num_seqs: BySize | None = None
+    batched_tokens: BySize | None = None
+    overhead: dict[str, Any] = Field(default_factory=dict)
     source: str
 
 
@@ -53,15 +93,36 @@ class EngineForm(Row):
     prefills_whole_prompt: bool = False
     stretches_rope: bool = False
     pipelines: bool = True
+    loras: bool = False
     kv_cache_dtypes: dict[str, float]
     windows_save_memory: bool
+    chunks_save_memory: bool = True
+    # Kinds of layers are padded to the largest count while that is below this many times the smallest.
+    group_stretch: float = Field(default=1.5, ge=1, le=2)
+    # Elements that a row of latent attention is padded to.
+    mla_row_elements: PositiveInt | None = None
     block_tokens: PositiveInt
     mla_block_tokens: PositiveInt
-    max_num_seqs: PositiveInt
-    batched_tokens: dict[str, PositiveInt]
+    # Hybrid models: blocks of a recurrent group that one request takes, and what a raised block is a multiple of.
+    state_blocks: PositiveInt = 1
+    state_alignment: PositiveInt = 16
+    tokens_are_a_share: bool = False
+    # The engine declines to start when it has fewer recurrent states than sequences.
+    refuses_few_states: bool = False
+    batches_in_flight: PositiveInt = 1
+    reads_cache_scales: bool = True
+    # Prompts up to this length were read in one step, and the batch was as long as the context.
+    prefills_whole_prompt_below: int = 0
+    max_num_seqs: BySize
+    batched_tokens: BySize
     min_compute_capability: PositiveFloat
     max_compute_capability: PositiveFloat | None = None
+    # Attention that chooses its tokens by an index (DeepSeek V3.2, GLM 5) has kernels from here on.
+    sparse_attention_from: PositiveFloat = 9.0
     overhead: Overhead
+    # Figures of older versions, oldest first, and the first version that there is evidence of.
+    history: tuple[Era, ...] = ()
+    oldest: str | None = None
     warning: str | None = None
     companions: dict[str, str] = Field(default_factory=dict)
     source: str
@@ -73,9 +134,33 @@ class EngineForm(Row):
             raise ValueError("image must be pinned, latest moves")
         if self.user_id == 0 and self.root_reason is None:
             raise ValueError("user_id 0 needs a root_reason")
+        befores = [version_key(era.before) or () for era in self.history]
+        if befores != sorted(befores):
+            raise ValueError("history must go from the oldest version to the newest")
         if "auto" not in self.kv_cache_dtypes:
             raise ValueError("kv_cache_dtypes needs auto")
         return self
+
+    def at(self, version: str) -> EngineForm | None:
+        """The same engine in another version, newer ones with the figures of this one; None before any evidence."""
+        asked = version_key(version)
+        if version == self.version:
+            return self
+        if asked is None or self.oldest is None or asked < (version_key(self.oldest) or ()):
+            return None
+        era = next((era for era in self.history if asked < (version_key(era.before) or ())), None)
+        changed: dict[str, Any] = {"version": version}
+        if era is not None:
+            names = set(Era.model_fields) - {"before", "overhead", "source"}
+            changed |= {name: getattr(era, name) for name in names if getattr(era, name) is not None}
+            changed["overhead"] = Overhead.model_validate(self.overhead.model_dump() | era.overhead)
+        return self.model_copy(update=changed)
+
+
+def version_key(version: str) -> tuple[int, ...] | None:
+    """The numbers of a version, for comparison; None for a word that is none. Builds and candidates count as final."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part or 0) for part in found.groups()) if found else None
 
 
 class TierForm(Row):

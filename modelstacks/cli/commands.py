@@ -13,6 +13,8 @@ import typer
 from modelstacks import documents, project, spec
 from modelstacks.catalog import Catalog
 from modelstacks.cli.local import local_app
+from modelstacks.cli.model import model_app
+from modelstacks.cli.prices import app as prices_app
 from modelstacks.errors import EXIT_FAULT, EXIT_REFUSED, BadInput, Problem
 from modelstacks.plan import Plan, plan
 from modelstacks.spec import StackSpec
@@ -25,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(local_app, name="local")
+app.add_typer(model_app, name="model")
+app.add_typer(prices_app, name="prices")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Stacks = Annotated[Optional[list[str]], typer.Argument(help="Stack names; all of them with --all.")]
@@ -74,6 +78,13 @@ def plan_command(
     replicas: Annotated[Optional[str], typer.Option(help="Copies of the server.")] = None,
     engine: Annotated[Optional[str], typer.Option(help="vllm or tgi.")] = None,
     engine_version: Annotated[Optional[str], typer.Option(help="The engine version to plan for.")] = None,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Leave a vision tower unloaded.")] = False,
+    max_loras: Annotated[Optional[str], typer.Option(help="LoRA adapters kept on the GPU.")] = None,
+    max_lora_rank: Annotated[Optional[str], typer.Option(help="Highest rank of an adapter.")] = None,
+    model_config: Annotated[
+        Optional[Path], typer.Option(help="An own model: its Hugging Face config.json.", show_default=False)
+    ] = None,
+    weights_gib: Annotated[Optional[str], typer.Option(help="Size of the own model's whole checkpoint, GiB.")] = None,
     cloud: Annotated[Optional[str], typer.Option(help="Cloud kind, see docs/stack-file.md.")] = None,
     budget_usd_per_month: Annotated[Optional[str], typer.Option(help="Refuse above this.")] = None,
     accepted_license: Annotated[Optional[str], typer.Option(help="The licence id you accept.")] = None,
@@ -86,12 +97,20 @@ def plan_command(
         "quantization": quantization, "kvCacheDtype": kv_cache_dtype,
         "gpuMemoryUtilization": _as_number(gpu_memory_utilization), "maxNumBatchedTokens": max_num_batched_tokens,
         "maxNumSeqs": max_num_seqs, "context": context, "concurrency": concurrency, "replicas": replicas,
-        "engine": engine, "engineVersion": engine_version, "cloud": {"kind": cloud} if cloud is not None else None,
+        "engine": engine, "engineVersion": engine_version, "textOnly": text_only or None, "maxLoras": max_loras,
+        "maxLoraRank": max_lora_rank, "cloud": {"kind": cloud} if cloud is not None else None,
         "budgetUsdPerMonth": _as_number(budget_usd_per_month), "acceptedLicense": accepted_license,
         "namespace": namespace,
     }  # fmt: skip
     overrides = {key: value for key, value in given.items() if value is not None}
     catalog = Catalog()
+    if model_config is not None:
+        catalog, model = _own_model(name, model, model_config, weights_gib, quantization, catalog)
+        overrides.setdefault("quantization", catalog.model(model).profiles[0].quantization)
+        name = None
+    elif weights_gib is not None:
+        problem = Problem("--weights-gib", "speaks of an own model, and there is no --model-config")
+        raise BadInput([problem], source="plan", next_step="add --model-config config.json")
     stack, asked = _question(name, model, overrides, catalog)
     decided = _decide(asked, catalog, stack)
     if as_json:
@@ -103,6 +122,48 @@ def plan_command(
 
         tables.plan(decided)
     if decided.refusals:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command(name="compare")
+def compare_command(
+    model: Annotated[str, typer.Argument(help="A model of the catalogue.")],
+    gpu: Annotated[Optional[str], typer.Option(help="Only this GPU type.")] = None,
+    quantization: Annotated[Optional[str], typer.Option(help="Only this one.")] = None,
+    context: Annotated[Optional[str], typer.Option(help="Tokens per request that must fit.")] = None,
+    concurrency: Annotated[Optional[str], typer.Option(help="Such requests at once that must fit.")] = None,
+    engine: Annotated[Optional[str], typer.Option(help="vllm or tgi.")] = None,
+    cloud: Annotated[Optional[str], typer.Option(help="Cloud kind whose machines count.")] = None,
+    kv_cache_dtype: Annotated[Optional[str], typer.Option(help="auto, fp8, or the engine's own names.")] = None,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Leave a vision tower unloaded.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what does not fit, with the reasons in --json.")
+    ] = False,
+    picture: Annotated[Optional[Path], typer.Option(help="Draw speed over price into this .svg or .png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show every GPU × count × quantization for a model: what fits, how far, how fast, at what price."""
+    from modelstacks import compare, price
+    from modelstacks.cli import compare as shown
+
+    given = {
+        "model": model, "gpu": gpu, "quantization": quantization, "context": context, "concurrency": concurrency,
+        "engine": engine, "kvCacheDtype": kv_cache_dtype, "textOnly": text_only or None,
+        "cloud": {"kind": cloud} if cloud is not None else None,
+    }  # fmt: skip
+    catalog = Catalog()
+    asked = spec.parse({key: value for key, value in given.items() if value is not None}, catalog, source="compare")
+    kind = catalog.clouds[asked.cloud.kind] if asked.cloud is not None else None
+    ways = compare.compare(asked, catalog, catalog.model(asked.model), price.market(asked.cloud, kind))
+    if as_json:
+        _print_json(compare.answer(ways if everything else [way for way in ways if way.checked.fits]))
+    else:
+        shown.show(model, ways, everything=everything)
+    if picture is not None:
+        shown.draw(model, ways, picture)
+        if not as_json:
+            typer.echo(f"drew {picture}")
+    if not any(way.checked.fits for way in ways):
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -150,17 +211,26 @@ def diff(stacks: Stacks = None, all_stacks: All = False) -> None:
 
 
 @app.command()
-def cost(stacks: Stacks = None, all_stacks: All = False, as_json: Json = False) -> None:
-    """What stacks cost: machines, USD an hour and a month, with source and date of each price."""
-    from modelstacks import answer
+def cost(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Stacks, or models of the catalogue.")] = None,
+    all_stacks: All = False,
+    as_json: Json = False,
+) -> None:
+    """What stacks or models cost: an hour, a month, a million tokens, a query, and where an API costs the same."""
+    from modelstacks.cli import costs
 
-    rows = [(stack, decided) for stack, decided, _ in _plans(project.root(), stacks, all_stacks)]
+    wanted = spec.stack_names(project.root()) if all_stacks else tuple(names or ())
+    if not wanted:
+        raise BadInput([Problem("name", "name a stack or a model, or --all")], source="command line")
+    catalog = Catalog()
+    asked = [(name, *_question(name, None, {}, catalog)) for name in wanted]
+    lines = [costs.line(name, _decide(question, catalog, stack, dated=False)) for name, stack, question in asked]
     if as_json:
-        _print_json([{"stack": stack, **answer.whole_cost(decided)} for stack, decided in rows])
-        return
-    from modelstacks.cli import tables
-
-    tables.costs(rows)
+        _print_json(costs.as_json(lines))
+    else:
+        costs.show(lines)
+    if costs.refused(lines):
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
@@ -195,6 +265,33 @@ def init(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(header + documents.write({"config": config}), encoding="utf-8")
     typer.echo(f"wrote {target.relative_to(folder)}\nnext: modelstacks plan {stack}, then make render")
+
+
+def _own_model(
+    name: str | None,
+    model: str | None,
+    config: Path,
+    weights_gib: str | None,
+    quantization: str | None,
+    catalog: Catalog,
+) -> tuple[Catalog, str]:
+    """The catalogue with the model of a config.json in it, and its id."""
+    from modelstacks.importer import own_model
+
+    if model is not None:
+        problem = Problem("--model", "names a model of the catalogue, --model-config another one", model)
+        raise BadInput([problem], source="plan", next_step="give one of them")
+    size = _as_number(weights_gib)
+    if isinstance(size, str):
+        problem = Problem("--weights-gib", f"{size!r} is not a number", size, "GiB, such as 131.4")
+        raise BadInput([problem], source="plan")
+    if quantization is not None and quantization not in spec.QUANTIZATIONS:
+        allowed = ", ".join(spec.QUANTIZATIONS)
+        raise BadInput(
+            [Problem("--quantization", f"{quantization!r} is not known", quantization, allowed)], source="plan"
+        )
+    row, _ = own_model(config, weights_gib=size, name=name, quantization=quantization)
+    return catalog.with_model(row), row.id
 
 
 def _question(

@@ -43,24 +43,6 @@ def gpus(rows: list[Gpu]) -> None:
     Console().print(table)
 
 
-def costs(rows: list[tuple[str, Plan]]) -> None:
-    """One line a stack, and the sum."""
-    table = _table("stack", "machines", "USD/h", "USD/month", "USD/M tokens", "price of", "seen")
-    total = 0.0
-    for stack, plan in rows:
-        cost, price = plan.cost, plan.cost.price
-        total += cost.usd_per_month or 0.0
-        million = usd_per_million(plan)
-        machines = f"{cost.machines} × {cost.machine.name}" if cost.machine else "–"
-        where = f"{cost.machine.cloud} {price.region}" if price and cost.machine else "–"
-        seen = str(price.date or "undated") if price else "–"
-        money = (_money(cost.usd_per_hour), _money(cost.usd_per_month), _money(million))
-        table.add_row(stack, machines, *money, where, seen)
-    table.add_section()
-    table.add_row("all", "", "", _money(total), "", "", "")
-    Console().print(table)
-
-
 def plan(decided: Plan, console: Console | None = None) -> None:
     """A plan or a refusal: the verdict first, then the ledger, then what follows."""
     console = console or Console(highlight=False)

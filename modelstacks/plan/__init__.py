@@ -17,8 +17,17 @@ from modelstacks.spec import StackSpec
 __all__ = ["Alternative", "Choice", "Plan", "Refusal", "Timeouts", "plan"]
 
 
-def plan(spec: StackSpec, catalog: Catalog, *, stack: str | None = None, today: datetime.date | None = None) -> Plan:
+def plan(
+    spec: StackSpec,
+    catalog: Catalog,
+    *,
+    stack: str | None = None,
+    today: datetime.date | None = None,
+    thorough: bool = True,
+) -> Plan:
     """Decide the deployment of a stack, or of a bare model when `stack` is None.
+
+    `thorough` also looks for what would fit instead of a refused plan, and for what fewer bits would save.
 
     Prices are called old as of `today`; without it the answer does not depend on the day it is asked.
 
@@ -29,10 +38,10 @@ def plan(spec: StackSpec, catalog: Catalog, *, stack: str | None = None, today: 
     market = price.market(spec.cloud, kind)
     if kind is not None and kind.simulated:
         market = _simulated_market(market, spec, catalog)
+    _check_engine_version(spec, catalog)
     checked = list(choose.candidates(spec, catalog, model, market))
     chosen = choose.best(checked)
     decided = chosen or choose.closest(checked, model)
-    _check_engine_version(spec, decided)
 
     plan = _plan(spec, catalog, stack, decided)
     policy = _policy_refusals(spec, model, plan)
@@ -42,8 +51,20 @@ def plan(spec: StackSpec, catalog: Catalog, *, stack: str | None = None, today: 
         plan = replace(plan, warnings=(*plan.warnings, *(refusal.message for refusal in policy)))
     warnings = (*plan.warnings, *_warnings(plan, today))
     reasons = _reasons(spec, checked, decided) if chosen else ()
-    nearest = () if plan.fits else tuple(choose.alternatives(decided, spec, catalog, market))
-    return replace(plan, warnings=warnings, reasons=reasons, alternatives=nearest)
+    narrower = choose.cheaper_and_narrower(chosen, spec, catalog, market) if chosen and thorough else None
+    if narrower is not None:
+        what = (
+            f"{narrower.choice.topology.gpus} × {narrower.choice.gpu.id} at ${narrower.cost.usd_per_hour or 0:,.2f}/h"
+        )
+        name = narrower.choice.quantization
+        reasons = (*reasons, f"with weights in {name} {what} would do: modelstacks:quantization: {name}")
+    nearest: list[Alternative] = []
+    budget = spec.budget_usd_per_month
+    if thorough and not plan.fits:
+        nearest = choose.alternatives(decided, spec, catalog, market)
+    elif thorough and budget is not None and any(refusal.code == "over-budget" for refusal in policy):
+        nearest = choose.within_budget(decided, spec, catalog, market, budget)
+    return replace(plan, warnings=warnings, reasons=reasons, alternatives=tuple(nearest))
 
 
 def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked) -> Plan:
@@ -97,13 +118,17 @@ def _hf_overrides(choice: Choice) -> dict[str, object]:
     }
 
 
-def _check_engine_version(spec: StackSpec, decided: Checked) -> None:
-    form = decided.choice.form
+def _check_engine_version(spec: StackSpec, catalog: Catalog) -> None:
     asked = spec.engine_version
-    if asked is not None and form is not None and asked != form.version:
-        text = f"{asked!r}: no memory figures for {form.engine} {asked} in the {decided.choice.tier} tier"
-        problem = Problem("modelstacks:engineVersion", text, asked, allowed=form.version)
-        raise BadInput([problem], source="engineVersion")
+    for engine in [spec.engine] if spec.engine else catalog.versions.engines:
+        forms = catalog.versions.engines[engine].values()
+        if asked is None or any(form.at(asked) is not None for form in forms):
+            return
+    engine = spec.engine or "vllm"
+    form = catalog.any_form(engine)
+    allowed = f"{form.oldest} and newer" if form.oldest else form.version
+    problem = Problem("modelstacks:engineVersion", f"no memory figures for {engine} {asked}", asked, allowed)
+    raise BadInput([problem], source="engineVersion", next_step=f"leave it out to plan for {form.version}")
 
 
 def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]:
@@ -153,6 +178,10 @@ def _warnings(plan: Plan, today: datetime.date | None) -> list[str]:
         warnings.append(f"the revision of {plan.checkpoint.repo} is not pinned: none was seen in a public source")
     if plan.checkpoint is not None and plan.checkpoint.size_kind == "computed":
         warnings.append(f"the size of {plan.checkpoint.repo} is computed, not published")
+    if "--trust-remote-code" in choice.model.engine_flags.get(choice.engine, ()):
+        warnings.append(f"{choice.model.id} runs code from its own repository (--trust-remote-code)")
+    if choice.load.lora_adapters and plan.spec.max_lora_rank is None:
+        warnings.append(f"LoRA slots are planned for rank {choice.load.lora_rank}; set maxLoraRank for higher ones")
     if plan.hf_overrides:
         original = choice.model.architecture.max_context
         warnings.append(f"context beyond {original} stretches RoPE, which can cost quality on short prompts")

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from modelstacks import fit, price, throughput
-from modelstacks.catalog import Catalog, EngineForm, Gpu, Model, Profile
+from modelstacks.catalog import Architecture, Catalog, Checkpoint, EngineForm, Gpu, Model, Profile
+from modelstacks.catalog.versions import version_key
 from modelstacks.fit import GIB, WIDE_BYTES, Load, Memory, Topology, Weights
 from modelstacks.plan.values import Choice, Refusal, Timeouts
 from modelstacks.spec import StackSpec
@@ -56,56 +57,82 @@ def choice_for(
     profile = profile_for(model, gpu.id, quantization)
     engine = spec.engine or profile.engine
     tier = tier_of(gpu, topology)
-    form = catalog.engine_form(engine, tier)
+    form = catalog.engine_form(engine, tier, spec.engine_version)
     numbers = form or catalog.any_form(engine)
-    context = spec.context or profile.context
-    concurrency = spec.concurrency or profile.concurrency
-    batch = spec.max_num_batched_tokens or _batched_tokens(numbers, gpu, context)
+    # With the GPU open, every candidate must hold the same load, or the least would win.
+    usual = profile if spec.gpu is not None else model.profiles[0]
+    context = spec.context or usual.context
+    concurrency = spec.concurrency or usual.concurrency
+    # A profile's own limit belongs to its very hardware.
+    same = (profile.gpu, profile.gpus, profile.quantization) == (gpu.id, topology.gpus, quantization)
+    sequences = spec.max_num_seqs or (profile.max_num_seqs if same else None)
+    size = _size_class(gpu)
+    batch = spec.max_num_batched_tokens or _batched_tokens(numbers, size, context)
     load = Load(
         context=context,
         concurrency=concurrency,
         kv_cache_dtype=spec.kv_cache_dtype,
-        gpu_memory_utilization=spec.gpu_memory_utilization or numbers.gpu_memory_utilization,
-        max_num_seqs=spec.max_num_seqs or max(concurrency, min(numbers.max_num_seqs, batch)),
+        gpu_memory_utilization=spec.gpu_memory_utilization or gpu.utilization(numbers.gpu_memory_utilization),
+        max_num_seqs=sequences or max(concurrency, min(getattr(numbers.max_num_seqs, size), batch)),
         # Every running request takes a token of each step, so vLLM refuses a batch below its sequences.
         max_num_batched_tokens=max(batch, concurrency),
+        lora_adapters=spec.max_loras or len(spec.lora_modules),
+        lora_rank=spec.max_lora_rank or 16,
+        text_only=spec.text_only,
     )
-    return Choice(model, gpu, engine, tier, form, quantization, topology, load)
+    return Choice(model, gpu, engine, tier, form, quantization, topology, load, numbers, sequences is not None)
 
 
-def _batched_tokens(form: EngineForm, gpu: Gpu, context: int) -> int:
-    size = "large" if gpu.memory_gib.value >= 70 else "small"
-    tokens = form.batched_tokens[size]
+def _size_class(gpu: Gpu) -> str:
+    """Which of its defaults an engine takes; it treats every A100 as small (vLLM engine/arg_utils.py)."""
+    if gpu.memory_gib.value < 70 or gpu.id.startswith("a100"):
+        return "small"
+    return "large" if gpu.memory_gib.value < 160 else "huge"
+
+
+def _batched_tokens(form: EngineForm, size: str, context: int) -> int:
+    tokens: int = getattr(form.batched_tokens, size)
     # An engine that cannot cut a prompt into chunks must profile with the longest one.
-    return max(tokens, context) if form.prefills_whole_prompt else tokens
+    whole = form.prefills_whole_prompt or context <= form.prefills_whole_prompt_below
+    return max(tokens, context) if whole else tokens
 
 
 def with_context(load: Load, context: int, form: EngineForm, gpu: Gpu) -> Load:
     """The same load for another context, and what follows from it in this engine."""
     if not form.prefills_whole_prompt:
         return replace(load, context=context)
-    return replace(load, context=context, max_num_batched_tokens=_batched_tokens(form, gpu, context))
+    batch = _batched_tokens(form, _size_class(gpu), context)
+    return replace(load, context=context, max_num_batched_tokens=batch)
 
 
 def weights_of(choice: Choice) -> Weights:
     """Served and loading bytes of a choice's quantization; the 16-bit checkpoint when nothing better is known."""
     model, quantization = choice.model, choice.quantization
+    architecture = model.architecture
     published = model.checkpoints.get(quantization)
     if published is not None:
-        return Weights(published.size_gib)
+        return Weights(loaded_gib(published, architecture), kv_cache_dtype=published.kv_cache_dtype)
     origin = model.checkpoints[model.quantize_at_load.get(quantization, next(iter(model.checkpoints)))]
-    architecture = model.architecture
     ends = (1 if architecture.tied_embeddings else 2) * architecture.vocab * architecture.hidden
     body = max(architecture.parameters - ends, 0)
     served = (body * _AT_LOAD_BYTES.get(quantization, 1.0) + ends * WIDE_BYTES) / GIB
     how = choice.form.quantize_at_load.get(quantization) if choice.form is not None else None
-    return Weights(served, origin.size_gib, one_layer_at_a_time=how is not None and how.holds == "one-layer")
+    whole = loaded_gib(origin, architecture)
+    return Weights(served, whole, one_layer_at_a_time=how is not None and how.holds == "one-layer")
 
 
-def check(choice: Choice, replicas: int, market: price.Market, catalog: Catalog) -> Checked:
-    """The ledger, the cost and every refusal of one choice."""
+def loaded_gib(checkpoint: Checkpoint, architecture: Architecture) -> float:
+    """What an engine keeps of a checkpoint, GiB: layers that only predict ahead are left on disk."""
+    if checkpoint.loaded_gib is not None:
+        return checkpoint.loaded_gib
+    ahead = architecture.unloaded_parameters
+    return checkpoint.size_gib * architecture.parameters / (architecture.parameters + ahead)
+
+
+def check(choice: Choice, market: price.Market, cost: price.Cost) -> Checked:
+    """The ledger and every refusal of one choice, beside its cost."""
     weights = weights_of(choice)
-    numbers = choice.form or catalog.any_form(choice.engine)
+    numbers = choice.figures
     memory = fit.memory(choice.model.architecture, choice.gpu, numbers, weights, choice.topology, choice.load)
     refusals = (
         *_engine_refusals(choice),
@@ -113,7 +140,6 @@ def check(choice: Choice, replicas: int, market: price.Market, catalog: Catalog)
         *_shape_refusals(choice),
         *_memory_refusals(choice, numbers, weights, memory),
     )
-    cost = price.cost(choice.gpu, choice.topology, replicas, market)
     if market.orderable and cost.machine is None:
         where = f"{market.cloud or 'any cloud'}"
         carried = sorted({m.name for m in choice.gpu.machines if m.cloud == market.cloud})
@@ -134,10 +160,23 @@ def _engine_refusals(choice: Choice) -> list[Refusal]:
         text = f"{choice.engine} has no form for the {choice.tier} tier ({choice.topology.gpus} GPUs)"
         node = gpu.max_gpus_per_node
         return [Refusal("engine-unsupported", text, choice.topology.gpus, node, "GPUs")]
+    since = model.engine_since.get(choice.engine)
+    if since is not None and (version_key(form.version) or ()) < (version_key(since) or ()):
+        text = f"{model.id} needs {choice.engine} {since} or newer, this is {form.version}"
+        return [Refusal("engine-unsupported", text, 1, 0, "engine versions that serve the model")]
+    if choice.load.lora_adapters and not (model.lora and form.loras):
+        who = model.id if not model.lora else f"{choice.engine} in the {choice.tier} tier"
+        text = f"{who} serves no LoRA adapters"
+        return [Refusal("engine-unsupported", text, choice.load.lora_adapters, 0, "LoRA adapters")]
     if gpu.compute_capability < form.min_compute_capability:
         text = f"{choice.engine} {form.version} needs compute capability {form.min_compute_capability}, "
         text += f"{gpu.id} has {gpu.compute_capability}"
         need, have = form.min_compute_capability, gpu.compute_capability
+        return [Refusal("engine-unsupported", text, need, have, "compute capability")]
+    sparse = model.architecture.mla is not None and model.architecture.mla.indexer_bytes > 0
+    if sparse and gpu.compute_capability < form.sparse_attention_from:
+        need, have = form.sparse_attention_from, gpu.compute_capability
+        text = f"the sparse attention of {model.id} has kernels from compute capability {need}, {gpu.id} has {have}"
         return [Refusal("engine-unsupported", text, need, have, "compute capability")]
     newest = form.max_compute_capability
     if newest is not None and gpu.compute_capability > newest:
@@ -171,6 +210,9 @@ def _precision_refusals(choice: Choice) -> list[Refusal]:
     elif dtype not in gpu.kv_cache_dtypes:
         text = f"{gpu.id} keeps a KV cache in {', '.join(gpu.kv_cache_dtypes)}, not {dtype}"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the GPU"))
+    if dtype == "nvfp4" and model.architecture.mla is not None:
+        text = "an NVFP4 KV cache has no kernel for latent attention; fp8 has"
+        refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the architecture"))
     if quantization == "fp8" and dtype == "fp8_e5m2":
         text = "an FP8 checkpoint takes an fp8 (e4m3) KV cache, vLLM refuses fp8_e5m2 beside it"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the checkpoint"))
@@ -229,31 +271,41 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
         text = f"{used}{free_gib:.1f} are free when the engine looks: its CUDA context takes the rest"
         need, have = memory.budget_gib, free_gib
         return [Refusal("utilization-too-high", text, round(need, 2), round(have, 2), "GiB per GPU")]
+    unsure = memory.uncertainty_gib
     if not memory.holds_weights:
-        if memory.kv_cache_gib > 0:
+        if memory.kv_cache_low_gib > 0:
             need, have = memory.loading_peak_gib, memory.gpu_gib
             text = f"loading needs {need:.1f} GiB {per_gpu} before quantization, {have:.1f} are there; {largest}"
         else:
-            need, have = memory.weights_gib + memory.overhead_gib, memory.budget_gib
+            need, have = memory.weights_gib + memory.overhead_gib + unsure, memory.budget_gib
             text = (
-                f"weights {memory.weights_gib:.1f} + overhead {memory.overhead_gib:.1f} = {need:.1f} GiB {per_gpu}, "
-                f"the budget is {have:.1f} GiB; {largest}; no context fits"
+                f"weights {memory.weights_gib:.1f} + overhead {memory.overhead_gib:.1f} (± {unsure:.1f}) = up to "
+                f"{need:.1f} GiB {per_gpu}, the budget is {have:.1f} GiB; {largest}; no context fits"
             )
         return [Refusal("weights-too-large", text, round(need, 2), round(have, 2), "GiB per GPU")]
+    sequences = choice.load.max_num_seqs
+    if memory.state_blocks_low is not None and memory.state_blocks_low < sequences and form.refuses_few_states:
+        text = (
+            f"{sequences} sequences need a recurrent state each, the cache keeps {memory.state_blocks_low} {per_gpu}; "
+            f"maxNumSeqs {memory.state_blocks_low} or less fits"
+        )
+        return [Refusal("state-cache-too-small", text, sequences, memory.state_blocks_low, "sequences")]
     if memory.holds_load:
         return []
     longest = longest_context(choice, form, weights)
     verdict = f"the longest context that fits is {longest}" if longest else "no context fits"
     text = (
         f"{choice.load.concurrency} × {choice.load.context} tokens need {memory.kv_needed_gib:.1f} GiB of KV cache "
-        f"{per_gpu}, {memory.kv_cache_gib:.1f} GiB are left; {largest}; {verdict}"
+        f"{per_gpu}, {memory.kv_cache_gib:.1f} ± {unsure:.1f} GiB are left; {largest}; {verdict}"
     )
-    need, have = memory.kv_needed_gib, memory.kv_cache_gib
+    need, have = memory.kv_needed_gib, memory.kv_cache_low_gib
     return [Refusal("kv-cache-too-small", text, round(need, 2), round(have, 2), "GiB per GPU")]
 
 
-def longest_context(choice: Choice, form: EngineForm, weights: Weights) -> int | None:
-    """The longest context that fits at the asked concurrency, a multiple of 1024 tokens or, below that, of 16.
+def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most: int | None = None) -> int | None:
+    """The longest context up to `most` (by default the asked one) that fits at the asked concurrency.
+
+    It is a multiple of 1024 tokens or, below that, of 16.
 
     None when not even 16 tokens fit. A context is tried as the engine would be told it, so everything that follows from
     it follows here too.
@@ -261,12 +313,20 @@ def longest_context(choice: Choice, form: EngineForm, weights: Weights) -> int |
     architecture = choice.model.architecture
     limit = architecture.context_limit if form.stretches_rope else architecture.max_context
 
-    def holds(context: int) -> bool:
-        load = with_context(choice.load, context, form, choice.gpu)
-        return fit.memory(architecture, choice.gpu, form, weights, choice.topology, load).holds_load
+    topology = choice.topology
+    if topology.pipeline_parallel > architecture.layers:
+        return None
+    same_batch = fit.holds_context(architecture, choice.gpu, form, weights, topology, choice.load)
 
-    for step, most in ((1024, min(limit, choice.load.context)), (16, 1023)):
-        low, high = 0, most // step
+    def holds(context: int) -> bool:
+        if not form.prefills_whole_prompt:
+            return same_batch(context)
+        load = with_context(choice.load, context, form, choice.gpu)
+        return fit.memory(architecture, choice.gpu, form, weights, topology, load).holds_load
+
+    longest = min(limit, most or choice.load.context)
+    for step, most_here in ((1024, longest), (16, min(longest, 1023))):
+        low, high = 0, most_here // step
         while low < high:
             middle = (low + high + 1) // 2
             if holds(middle * step):
@@ -282,8 +342,10 @@ def timeouts(catalog: Catalog, checked: Checked) -> Timeouts:
     """Start-up budgets from the bytes each node must fetch and read, at pessimistic speeds."""
     loading = catalog.versions.loading
     choice = checked.choice
-    numbers = choice.form or catalog.any_form(choice.engine)
-    fetched_gib = checked.weights.wide_gib or checked.weights.total_gib
+    numbers = choice.figures
+    origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
+    stored = choice.model.checkpoints.get(origin)
+    fetched_gib = stored.size_gib if stored is not None else checked.weights.total_gib
     download_s = math.ceil(fetched_gib / loading.hub_gib_per_s)
     load_s = math.ceil(fetched_gib / loading.disk_gib_per_s) + numbers.init_s
     startup_s = _tens(loading.safety_factor * (download_s + load_s))
@@ -299,5 +361,5 @@ def estimate(checked: Checked) -> throughput.Throughput | None:
     choice = checked.choice
     return throughput.estimate(
         choice.model.architecture, choice.gpu, choice.quantization, checked.weights.total_gib, choice.topology,
-        checked.memory,
+        checked.memory, model=choice.model.id, engine=choice.engine,
     )  # fmt: skip

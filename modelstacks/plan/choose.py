@@ -26,15 +26,40 @@ from modelstacks.spec import StackSpec
 _IN_NODE = (1, 2, 4, 8, 16)
 _NODES = (2, 3, 4)
 _MOST_OF_A_KIND = 2
+# What a question must leave open for its answer to be any hardware at all.
+_HARDWARE = ("gpu", "gpus", "tensor_parallel", "pipeline_parallel", "quantization", "engine")
 
 
 def candidates(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> Iterator[Checked]:
     """Every configuration the question allows, checked, the profile's own first."""
+    cheapest = math.inf
     for gpu in _gpus(spec, catalog, model, market):
-        for quantization in _quantizations(spec, model, gpu):
-            for topology in _topologies(spec, gpu):
+        topologies = [
+            (topology, price.cost(gpu, topology, spec.replicas, market)) for topology in _topologies(spec, gpu)
+        ]
+        for quantization in _quantizations(spec, model):
+            for topology, cost in topologies:
+                dollars = math.inf if cost.usd_per_hour is None else cost.usd_per_hour
+                # What costs more than a plan that fits is never chosen, so it need not be computed.
+                if cheapest < math.inf and dollars > cheapest:
+                    continue
                 choice = choice_for(spec, catalog, model, gpu, quantization, topology)
-                yield check(choice, spec.replicas, market, catalog)
+                checked = check(choice, market, cost)
+                if checked.fits and dollars < cheapest:
+                    cheapest = dollars
+                yield checked
+
+
+def configurations(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> Iterator[Checked]:
+    """Every configuration that the question leaves open, checked, dear ones too."""
+    for gpu in _gpus(spec, catalog, model, market):
+        for topology in _topologies(spec, gpu):
+            for quantization in _quantizations(spec, model):
+                yield _checked(choice_for(spec, catalog, model, gpu, quantization, topology), spec, market)
+
+
+def _checked(choice: Choice, spec: StackSpec, market: price.Market) -> Checked:
+    return check(choice, market, price.cost(choice.gpu, choice.topology, spec.replicas, market))
 
 
 def best(checked: list[Checked]) -> Checked | None:
@@ -49,13 +74,15 @@ def best(checked: list[Checked]) -> Checked | None:
 
 
 def closest(checked: list[Checked], model: Model) -> Checked:
-    """Of configurations that all fail, the one to explain: the profile's size if listed, else the first."""
-    profile = profile_for(model, checked[0].choice.gpu.id, checked[0].choice.quantization)
+    """Of configurations that all fail, the one to explain: the nearest to what the first GPU's profile proposes."""
+    gpu = checked[0].choice.gpu.id
+    listed = {candidate.choice.quantization for candidate in checked}
+    profile = profile_for(model, gpu, next(iter(listed)) if len(listed) == 1 else None)
 
     def distance(candidate: Checked) -> tuple[bool, bool, int]:
         choice = candidate.choice
         off = abs(choice.topology.gpus - profile.gpus)
-        return choice.gpu.id != checked[0].choice.gpu.id, choice.quantization != checked[0].choice.quantization, off
+        return choice.gpu.id != gpu, choice.quantization != profile.quantization, off
 
     return min(checked, key=distance)
 
@@ -71,16 +98,30 @@ def alternatives(refused: Checked, spec: StackSpec, catalog: Catalog, market: pr
         key = (choice.gpu.id, choice.engine, choice.quantization, choice.topology, choice.load)
         if key in found or kinds[kind] == _MOST_OF_A_KIND:
             continue
-        passed = check(choice, spec.replicas, market, catalog)
+        passed = _checked(choice, spec, market)
         if passed.fits:
             found[key] = _alternative(passed, refused, spec)
             kinds[kind] += 1
     if not found:
-        free = ("gpu", "gpus", "tensor_parallel", "pipeline_parallel", "quantization", "engine")
-        anything = spec.model_copy(update=dict.fromkeys(free))
+        anything = spec.model_copy(update=dict.fromkeys(_HARDWARE))
         cheapest = best(list(candidates(anything, catalog, refused.choice.model, market)))
         return [_alternative(cheapest, refused, spec)] if cheapest is not None else []
     return list(found.values())
+
+
+def within_budget(
+    dear: Checked, spec: StackSpec, catalog: Catalog, market: price.Market, usd: float
+) -> list[Alternative]:
+    """For a plan that fits and costs too much: the cheapest other hardware within `usd` a month, a format each."""
+    free = spec.model_copy(update=dict.fromkeys(_HARDWARE))
+    found: list[Alternative] = []
+    for quantization in dear.choice.model.quantizations:
+        asked = free.model_copy(update={"quantization": quantization})
+        cheapest = best(list(candidates(asked, catalog, dear.choice.model, market)))
+        month = cheapest.cost.usd_per_month if cheapest is not None else None
+        if cheapest is not None and month is not None and month <= usd:
+            found.append(_alternative(cheapest, dear, spec))
+    return sorted(found, key=lambda alternative: alternative.cost.usd_per_hour or math.inf)[:_MOST_OF_A_KIND]
 
 
 def _alternative(passed: Checked, refused: Checked, spec: StackSpec) -> Alternative:
@@ -103,6 +144,7 @@ def _change(choice: Choice, refused: Choice, spec: StackSpec) -> str:
         ("pipelineParallel", spec.pipeline_parallel, topology.pipeline_parallel, topology.pipeline_parallel),
         ("context", spec.context, refused.load.context, load.context),
         ("concurrency", spec.concurrency, refused.load.concurrency, load.concurrency),
+        ("maxNumSeqs", spec.max_num_seqs, _own_sequences(refused), _own_sequences(choice)),
     ]
     changed = []
     for key, asked, before, after in keys:
@@ -112,6 +154,11 @@ def _change(choice: Choice, refused: Choice, spec: StackSpec) -> str:
         if (asked is not None and asked != after) or (asked is None and before != after):
             changed.append(f"modelstacks:{key}: {after}")
     return ", ".join(changed)
+
+
+def _own_sequences(choice: Choice) -> int | None:
+    """Sequences per step where they are not what the engine would take by itself on that GPU."""
+    return choice.load.max_num_seqs if choice.sequences_set else None
 
 
 _Neighbour = tuple[str, Choice]
@@ -128,21 +175,27 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
         if new.form is None:
             return new
         load = with_context(new.load, choice.load.context, new.form, gpu)
-        return replace(new, load=replace(load, concurrency=choice.load.concurrency))
+        load = replace(
+            load, concurrency=choice.load.concurrency, max_num_seqs=max(load.max_num_seqs, choice.load.concurrency)
+        )
+        return replace(new, load=load)
 
-    for engine in catalog.versions.engines:
-        if engine != choice.engine:
-            other = at(choice.gpu, choice.quantization, choice.topology, engine)
-            yield "engine", other
     for quantization in model.quantizations:
         if quantization != choice.quantization:
             other = at(choice.gpu, quantization, choice.topology)
             yield "quantization", other
             yield from _with_less_context("quantization", other)
+    for engine in catalog.versions.engines:
+        if engine != choice.engine:
+            yield "engine", at(choice.gpu, choice.quantization, choice.topology, engine)
     open_counts = spec.model_copy(update={"gpus": None, "tensor_parallel": None, "pipeline_parallel": None})
-    for topology in _topologies(open_counts, choice.gpu):
-        if topology != choice.topology:
-            yield "gpus", at(choice.gpu, choice.quantization, topology)
+    topologies = [topology for topology in _topologies(open_counts, choice.gpu) if topology != choice.topology]
+    in_node, nodes = (
+        [t for t in topologies if t.pipeline_parallel == 1],
+        [t for t in topologies if t.pipeline_parallel > 1],
+    )
+    for topology in in_node:
+        yield "gpus", at(choice.gpu, choice.quantization, topology)
     others = []
     for gpu in _gpus(spec.model_copy(update={"gpu": None}), catalog, model, market):
         for topology in _topologies(open_counts, gpu):
@@ -151,6 +204,8 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
                 others.append((math.inf if dollars is None else dollars, gpu.id, topology))
     for _, gpu_id, topology in sorted(others, key=lambda entry: entry[:2]):
         yield "gpu", at(catalog.gpus[gpu_id], choice.quantization, topology)
+    for topology in nodes:
+        yield "nodes", at(choice.gpu, choice.quantization, topology)
 
 
 def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
@@ -165,6 +220,12 @@ def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
         for count in (fewer, fewer - 1):
             if count:
                 yield "load", replace(choice, load=replace(choice.load, concurrency=count))
+    for sequences in (256, 64):
+        if choice.load.concurrency <= sequences < choice.load.max_num_seqs:
+            fewer_at_once = replace(choice.load, max_num_seqs=sequences)
+            fewer_states = replace(choice, load=fewer_at_once, sequences_set=True)
+            yield "sequences", fewer_states
+            yield from _with_less_context("sequences", fewer_states)
     for dtype in ("fp8", "fp8_e4m3fn", "auto"):
         if dtype in form.kv_cache_dtypes and dtype != choice.load.kv_cache_dtype:
             narrow = replace(choice, load=replace(choice.load, kv_cache_dtype=dtype))
@@ -184,19 +245,52 @@ def _with_less_context(kind: str, choice: Choice) -> Iterator[_Neighbour]:
 def _gpus(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> list[Gpu]:
     if spec.gpu is not None:
         return [catalog.gpus[spec.gpu]]
+    if spec.prefer.gpus:
+        return [catalog.gpus[gpu_id] for gpu_id in spec.prefer.gpus]
     named = [profile.gpu for profile in model.profiles]
     gpus = sorted(
-        catalog.gpus.values(), key=lambda gpu: (gpu.id not in named, named.index(gpu.id) if gpu.id in named else 0)
+        (gpu for gpu in catalog.gpus.values() if gpu.is_to_be_had),
+        key=lambda gpu: (gpu.id not in named, named.index(gpu.id) if gpu.id in named else 0),
     )
     return [gpu for gpu in gpus if not market.orderable or any(m.cloud == market.cloud for m in gpu.machines)] or gpus
 
 
-def _quantizations(spec: StackSpec, model: Model, gpu: Gpu) -> tuple[str, ...]:
-    """The asked one, or those the model's profiles use: a plan never quantizes further than its template proposes."""
+# Below this a format loses quality that a user should have asked for.
+_WIDE = ("bf16", "fp8", "int8")
+
+
+def _quantizations(spec: StackSpec, model: Model) -> tuple[str, ...]:
+    """The asked one, or those that are preferred, or all of 8 bits and more and what the template itself proposes.
+
+    A plan never takes fewer bits than that by itself: narrower formats are named as alternatives.
+    """
     if spec.quantization is not None:
         return (spec.quantization,)
-    own = tuple(dict.fromkeys(profile.quantization for profile in model.profiles if profile.gpu == gpu.id))
-    return own or tuple(dict.fromkeys(profile.quantization for profile in model.profiles))
+    if spec.prefer.quantizations:
+        return tuple(name for name in spec.prefer.quantizations if name in model.quantizations) or (
+            spec.prefer.quantizations
+        )
+    proposed = {profile.quantization for profile in model.profiles}
+    return tuple(name for name in model.quantizations if name in _WIDE or name in proposed)
+
+
+def cheaper_and_narrower(chosen: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> Checked | None:
+    """What a format of fewer bits would save, where the user left the format open and one does save."""
+    model, dollars = chosen.choice.model, chosen.cost.usd_per_hour
+    if spec.quantization is not None or spec.prefer.quantizations or dollars is None:
+        return None
+    offered = set(_quantizations(spec, model))
+    narrower = [name for name in model.checkpoints if name not in offered]
+    found = best(
+        [
+            checked
+            for name in narrower
+            for checked in candidates(spec.model_copy(update={"quantization": name}), catalog, model, market)
+        ]
+    )
+    if found is None or found.cost.usd_per_hour is None or found.cost.usd_per_hour >= dollars:
+        return None
+    return found
 
 
 def _topologies(spec: StackSpec, gpu: Gpu) -> list[Topology]:
@@ -209,5 +303,10 @@ def _topologies(spec: StackSpec, gpu: Gpu) -> list[Topology]:
         tensor = tensor or (gpus // pipeline if pipeline else min(gpus, node))
         # A count that is no whole number of this GPU's nodes is another plan, not this one.
         return [] if gpus > node and gpus % node else [Topology(tensor, gpus // tensor)]
-    counts = [count for count in _IN_NODE if count <= node] + [node * nodes for nodes in _NODES]
+    counts = [count for count in _IN_NODE if count <= node]
+    # Several nodes are proposed of machines that are built for it: cards without NVLink come without a fabric too.
+    if gpu.interconnect.kind == "nvlink" and node > 1:
+        counts += [node * nodes for nodes in _NODES]
+    most = spec.prefer.max_gpus
+    counts = [count for count in counts if most is None or count <= most] or counts[:1]
     return [Topology(min(count, node), max(1, count // node)) for count in counts]

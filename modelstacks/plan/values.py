@@ -35,7 +35,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One complete configuration to check."""
+    """One complete configuration to check.
+
+    `form` is the engine in the version asked for, None where it cannot serve this tier; `figures` is then a stand-in.
+    """
 
     model: Model
     gpu: Gpu
@@ -45,6 +48,9 @@ class Choice:
     quantization: str
     topology: Topology
     load: Load
+    figures: EngineForm
+    # The sequences per step are the user's or an alternative's, not the engine's own default.
+    sequences_set: bool = False
 
 
 @dataclass(frozen=True, slots=True)

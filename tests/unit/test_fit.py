@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelstacks import fit
+from modelstacks import fit, kvcache
 from modelstacks.catalog import Architecture, Catalog
 from modelstacks.fit import GIB, Load, Topology, Weights
 
@@ -43,12 +43,11 @@ def test_blocks_are_counted_as_vllm_counts_them(
     tokens: int, concurrency: float,
 ) -> None:  # fmt: skip
     """Figures printed by vLLM 0.32's KV cache functions for synthetic specs (16-bit, 8192 batched tokens)."""
-    blocks = fit._blocks(model, VLLM, tensor_parallel, model.layers, 2.0, in_flight=2 * 8192)
-    total = int(kv_gib * GIB // blocks.bytes_per_block)
-    held = total / blocks.per_request(context)
-    assert blocks.bytes_per_block == bytes_per_block, name
-    assert round(held, 2) == concurrency
-    assert (total * blocks.tokens_per_block if not blocks.window_groups else int(held * context)) == tokens
+    cache = kvcache.layout(model, VLLM, tensor_parallel, model.layers, 2.0, in_flight=2 * 8192)
+    blocks = int(kv_gib * GIB // cache.bytes_per_block)
+    assert cache.bytes_per_block == bytes_per_block, name
+    assert round(blocks / cache.blocks_per_request(context), 2) == concurrency
+    assert cache.tokens(blocks, context, as_share=False) == tokens
 
 
 @pytest.mark.parametrize(
@@ -63,9 +62,12 @@ def test_pipeline_stages_get_vllms_share_of_layers(layers: int, stages: int, exp
 def test_kv_bytes_follow_heads_and_latent_rows() -> None:
     """GQA is cut by tensor parallel until one head is left; the latent row of MLA is never cut."""
     dense, mla = architecture(), CATALOG.model("deepseek-r1").architecture
-    assert fit.kv_bytes_per_layer(dense, 1, 2) * 80 == 327680
-    assert fit.kv_bytes_per_layer(dense, 8, 2) == fit.kv_bytes_per_layer(dense, 16, 2) == 512
-    assert fit.kv_bytes_per_layer(mla, 1, 2) == fit.kv_bytes_per_layer(mla, 8, 2) == 1152
+    assert kvcache.token_bytes(dense, 1, 2) * 80 == 327680
+    assert kvcache.token_bytes(dense, 8, 2) == kvcache.token_bytes(dense, 16, 2) == 512
+    assert kvcache.token_bytes(mla, 1, 2) == kvcache.token_bytes(mla, 8, 2) == 1152
+    sparse = CATALOG.model("deepseek-v3.2").architecture
+    # A server logged 42.19 GiB for 578,368 tokens: 78,324 bytes in 61 layers.
+    assert kvcache.token_bytes(sparse, 8, 2) * 61 == 78324
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def problems(values: dict[str, Any]) -> dict[str, str]:
         ("cloud", {"kind": "kwok", "zoness": []}, "did you mean zones"),
         ("cloud", {"kind": "kwok", "nodeSelector": {"a": "b"}}, "not an option of kind kwok"),
         ("hubTokenSecret", 5, "text"),
-        ("model", "qwen-2.5-70b", "did you mean qwen-2.5-72b"),
+        ("model", "qwen-2.5-70b", "qwen-2.5-72b?"),
         ("model", "llama-4-70b", "Llama 4 has no 70B"),
         ("model", ["x"], "text"),
         ("replica", 1, "did you mean replicas"),
