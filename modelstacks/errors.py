@@ -59,6 +59,11 @@ class Problem:
         return text
 
 
+def listed(names: Sequence[str], most: int = 14) -> str:
+    """Names as an error shows them: all of a few, the first of many."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])}, … {len(names)} in all"
+
+
 class BadInput(ModelstacksError):
     """The input is wrong in one or more places; `problems` names them all."""
 

@@ -108,7 +108,7 @@ def _headline(plan: Plan) -> str:
     load = plan.choice.load
     return (
         f"{money} · {load.concurrency} × {load.context:,} tokens guaranteed at once per replica "
-        f"(up to {plan.memory.max_concurrency:.1f}) · tier **{plan.choice.tier}**"
+        f"(at least {plan.memory.max_concurrency_low:.1f} fit) · tier **{plan.choice.tier}**"
     )
 
 
@@ -144,7 +144,8 @@ def _why_it_fits(plan: Plan) -> list[str]:
         (f"budget at utilization {plan.choice.load.gpu_memory_utilization}", memory.budget_gib),
         ("weights", -memory.weights_gib),
         *((name, -size) for name, size in memory.overhead_parts),
-        ("**KV cache**", memory.kv_cache_gib),
+        ("**KV cache**, best estimate", memory.kv_cache_gib),
+        ("**KV cache**, at least", memory.kv_cache_low_gib),
         ("needed for the guaranteed requests", memory.kv_needed_gib),
     ]
     table = [f"| {name} | {size:,.2f} |" for name, size in rows]
@@ -157,8 +158,10 @@ def _why_it_fits(plan: Plan) -> list[str]:
         "",
         f"`{ledger_bar(plan)}` (W weights, o overhead, K KV cache)",
         "",
-        f"{memory.kv_bytes_per_token:,} bytes of KV cache per token and GPU hold {memory.kv_cache_tokens:,} tokens "
-        f"per replica: {memory.max_concurrency:.2f} requests of {plan.choice.load.context:,} tokens.",
+        f"{memory.kv_bytes_per_token:,} bytes of KV cache per token and GPU hold about {memory.kv_cache_tokens:,} "
+        f"tokens per replica: {memory.max_concurrency:.2f} requests of {plan.choice.load.context:,} tokens, "
+        f"at least {memory.max_concurrency_low:.2f}. Each step takes up to {plan.choice.load.max_num_seqs:,} requests "
+        f"and {plan.choice.load.max_num_batched_tokens:,} tokens.",
         "",
         *(f"- {reason}" for reason in plan.reasons),
         "",

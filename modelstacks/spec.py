@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from modelstacks import documents, project
 from modelstacks.catalog import Catalog
-from modelstacks.errors import BadInput, Problem
+from modelstacks.errors import BadInput, Problem, listed
 
 NAMESPACE = "modelstacks"
 
@@ -263,7 +263,7 @@ def stack_file(project_dir: Path, stack: str) -> Path:
         names_known = stack_names(project_dir)
         near = _nearest(stack, names_known)
         raise BadInput(
-            [Problem("stack", f"there is no stacks/Pulumi.{stack}.yaml", stack, ", ".join(names_known), near)],
+            [Problem("stack", f"there is no stacks/Pulumi.{stack}.yaml", stack, listed(names_known), near)],
             source="stacks", next_step=f"modelstacks init {stack} --model <model>",
         )  # fmt: skip
     return found[0]

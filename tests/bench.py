@@ -83,6 +83,23 @@ def bench_processes() -> None:
             )
 
 
+def bench_catalogue() -> None:
+    """Every model on every GPU type, each planned as a question of its own, in one process."""
+    from modelstacks.catalog import Catalog
+    from modelstacks.plan import plan
+
+    catalog = Catalog()
+    questions = [{"model": model, "gpu": gpu} for model in catalog.model_ids for gpu in catalog.gpus]
+    for thorough, what in ((False, "plans alone"), (True, "with alternatives and reasons")):
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            for question in questions:
+                plan(spec.parse(question, catalog, source="bench"), catalog, thorough=thorough)
+            taken.append(time.perf_counter() - began)
+        line(f"{len(questions)} plans (catalogue × hardware), {what}", statistics.median(taken), "aim: below 1 s")
+
+
 def bench_pulumi() -> None:
     from modelstacks.local import journey
     from modelstacks.local.layout import Layout
@@ -139,4 +156,5 @@ def _time_stack(pulumi: str, name: str, stack: str, folder: Path, environment: M
 
 if __name__ == "__main__":
     bench_processes()
+    bench_catalogue()
     bench_pulumi()

@@ -14,7 +14,7 @@ from modelstacks.catalog.models import Model
 from modelstacks.catalog.prices import apply_contract_prices
 from modelstacks.catalog.row import load_row
 from modelstacks.catalog.versions import CloudKind, EngineForm, Versions
-from modelstacks.errors import BadInput, Problem
+from modelstacks.errors import BadInput, Problem, listed
 
 
 class Catalog:
@@ -62,14 +62,14 @@ class Catalog:
         """Why a model id is refused: it never existed, or the nearest one that does."""
         hints: Mapping[str, str] = self._missing_models
         if model_id in hints:
-            return Problem("model", hints[model_id], model_id, allowed=", ".join(self.model_ids))
+            return Problem("model", hints[model_id], model_id, allowed=listed(self.model_ids))
         word = model_id.lower().replace("_", "-")
         near = difflib.get_close_matches(word, self.model_ids, n=1, cutoff=0.5)
         # Sizes of one family are alike: 7b and 72b are both near 70b.
         near += [name for name in difflib.get_close_matches(word, self.model_ids, n=2, cutoff=0.85) if name not in near]
         return Problem(
             "model", f"{model_id!r} is not in the catalogue", model_id,
-            allowed=", ".join(self.model_ids), suggestion=" or ".join(near) or None,
+            allowed=listed(self.model_ids), suggestion=" or ".join(near) or None,
         )  # fmt: skip
 
     @cached_property

@@ -15,7 +15,7 @@ from modelstacks.catalog import Catalog
 from modelstacks.cli.local import local_app
 from modelstacks.cli.model import model_app
 from modelstacks.cli.prices import app as prices_app
-from modelstacks.errors import EXIT_FAULT, EXIT_REFUSED, BadInput, Problem
+from modelstacks.errors import EXIT_FAULT, EXIT_REFUSED, BadInput, Problem, listed
 from modelstacks.plan import Plan, plan
 from modelstacks.spec import StackSpec
 
@@ -308,7 +308,7 @@ def _question(
             return name, spec.parse_file(path, catalog, overlay=overrides)
         if name not in catalog.model_ids:
             unknown = catalog.unknown_model(name)
-            stacks = ", ".join(spec.stack_names(folder)) or "none"
+            stacks = listed(spec.stack_names(folder)) or "none"
             problem = Problem(
                 "name", f"{unknown.message}; no stack has that name either", name, None, unknown.suggestion
             )

@@ -94,14 +94,16 @@ def _ledger(console: Console, decided: Plan) -> None:
         Text.assemble(
             ("█ ", "blue"), f"weights {memory.weights_gib:.1f}  ",
             ("█ ", "yellow"), f"overhead {memory.overhead_gib:.1f}  ",
-            ("█ ", "green"), f"KV cache {memory.kv_cache_gib:.1f} (needed {memory.kv_needed_gib:.1f})  ",
+            ("█ ", "green"), f"KV cache {memory.kv_cache_gib:.1f} ± {memory.uncertainty_gib:.1f} ",
+            f"(needed {memory.kv_needed_gib:.1f})  ",
             f"of a budget of {memory.budget_gib:.1f} GiB",
         )
     )  # fmt: skip
     console.print(
         f"{memory.kv_cache_tokens:,} tokens of KV cache per replica, {memory.kv_bytes_per_token:,} bytes per token "
         "and GPU: "
-        f"{memory.max_concurrency:.2f} requests of {decided.choice.load.context:,} tokens"
+        f"{memory.max_concurrency:.2f} requests of {decided.choice.load.context:,} tokens, at least "
+        f"{memory.max_concurrency_low:.2f}"
     )
 
 

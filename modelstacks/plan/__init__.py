@@ -198,8 +198,8 @@ def _reasons(spec: StackSpec, checked: list[Checked], decided: Checked) -> tuple
     memory = decided.memory
     reasons = [
         f"{memory.weights_gib:.1f} GiB weights + {memory.overhead_gib:.1f} GiB overhead leave "
-        f"{memory.kv_cache_gib:.1f} of {memory.budget_gib:.1f} GiB per GPU for the KV cache; "
-        f"{choice.load.concurrency} × {choice.load.context} tokens need {memory.kv_needed_gib:.1f} GiB"
+        f"{memory.kv_cache_gib:.1f} ± {memory.uncertainty_gib:.1f} of {memory.budget_gib:.1f} GiB per GPU for the KV "
+        f"cache; {choice.load.concurrency} × {choice.load.context} tokens need {memory.kv_needed_gib:.1f} GiB"
     ]
     fitting = sum(candidate.fits for candidate in checked)
     if len(checked) > 1:

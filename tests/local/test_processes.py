@@ -40,9 +40,12 @@ def test_processes_are_told_apart_by_folder(sleeper, tmp_path):
 def test_started_program_is_its_own_session(sleeper, tmp_path):
     """Ctrl-C in the terminal that started the cluster does not reach it."""
     begin(sleeper, tmp_path / "c")
-    (process,) = processes.running(tmp_path / "c", ["fake-etcd"])
+    # On a busy machine the fork that will become it may still be seen beside it.
+    started = processes.running(tmp_path / "c", ["fake-etcd"])
     try:
-        assert os.getsid(process.pid) == process.pid
+        sessions = {os.getsid(process.pid) for process in started}
+        assert os.getsid(0) not in sessions
+        assert sessions <= {process.pid for process in started}
     finally:
         processes.stop(tmp_path / "c", ["fake-etcd"])
 
