@@ -113,7 +113,7 @@ def options(choice: Choice, plan: Plan) -> dict[str, Any]:
     """The stack keys that ask for exactly this configuration, those that the question set itself among them."""
     spec = plan.spec
     asked = {
-        "gpuMemoryUtilization": spec.gpu_memory_utilization,
+        "gpuMemoryUtilization": choice.load.gpu_memory_utilization if spec.gpu_memory_utilization else None,
         "maxNumSeqs": choice.load.max_num_seqs if choice.sequences_set else None,
         # Every running request takes a token of each step, which TGI's whole prompts may have raised already.
         "maxNumBatchedTokens": choice.load.max_num_batched_tokens if spec.max_num_batched_tokens else None,

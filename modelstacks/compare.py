@@ -59,21 +59,25 @@ def compare(spec: StackSpec, catalog: Catalog, model: Model, market: price.Marke
 def _longest(checked: Checked) -> int | None:
     """The longest context at the asked concurrency; None where something else than memory stands against it."""
     codes = {refusal.code for refusal in checked.refusals}
-    if codes - {"kv-cache-too-small", "state-cache-too-small"}:
+    if codes - {"kv-cache-too-small"}:
         return None
     choice = checked.choice
     return longest_context(choice, choice.figures, checked.weights, most=choice.model.architecture.context_limit)
 
 
 def _with_frontier(ways: list[Way]) -> list[Way]:
+    """The same ways; those that nothing equally cheap or cheaper outruns are marked."""
     fastest = 0.0
-    marked = []
-    for way in ways:
-        rate = way.throughput.output_tokens_per_s if way.throughput is not None else 0.0
-        leads = way.usd_per_hour is not None and rate > fastest
-        fastest = max(fastest, rate) if leads else fastest
-        marked.append(Way(way.checked, way.longest_context, way.throughput, leads))
-    return marked
+    leading = set()
+    for way in sorted(ways, key=lambda way: (_dollars(way), -_rate(way))):
+        if way.usd_per_hour is not None and _rate(way) > fastest:
+            fastest = _rate(way)
+            leading.add(id(way))
+    return [Way(way.checked, way.longest_context, way.throughput, id(way) in leading) for way in ways]
+
+
+def _rate(way: Way) -> float:
+    return way.throughput.output_tokens_per_s if way.throughput is not None else 0.0
 
 
 def _dollars(way: Way) -> float:

@@ -84,7 +84,6 @@ class Memory:
     state_blocks_low: int | None
     loading_peak_gib: float
     overhead_parts: tuple[tuple[str, float], ...]
-    outside_budget_gib: float
 
     @property
     def kv_cache_low_gib(self) -> float:
@@ -250,7 +249,7 @@ def holds_context(
         ledger = _stage_memory(architecture, gpu, form, weights, topology, load, stage, layers)
         if not ledger.holds_weights:
             return lambda context: False
-        cache = cache_of(architecture, form, weights, topology, load, layers)
+        cache = cache_of(architecture, gpu, form, weights, topology, load, layers)
         # One block is held back.
         stages.append((cache, int(ledger.kv_cache_low_gib * GIB // cache.bytes_per_block) - 1))
     return lambda context: all(
@@ -259,7 +258,13 @@ def holds_context(
 
 
 def cache_of(
-    architecture: Architecture, form: EngineForm, weights: Weights, topology: Topology, load: Load, layers: int
+    architecture: Architecture,
+    gpu: Gpu,
+    form: EngineForm,
+    weights: Weights,
+    topology: Topology,
+    load: Load,
+    layers: int,
 ) -> KvCache:
     """How the engine lays out the KV cache of a stage of `layers` layers."""
     named = load.kv_cache_dtype
@@ -267,9 +272,12 @@ def cache_of(
         named = weights.kv_cache_dtype
     # A type the engine does not have is refused elsewhere; the ledger is then that of the default.
     width = form.kv_cache_dtypes.get(named, form.kv_cache_dtypes["auto"])
-    # Batches that may be in flight at once: two with asynchronous scheduling, one per stage with a pipeline.
-    in_flight = max(form.batches_in_flight, topology.pipeline_parallel) * load.max_num_batched_tokens
-    return layout(architecture, form, topology.tensor_parallel, layers, width, in_flight)
+    # Batches in flight at once: one a stage, and one more where scheduling is asynchronous.
+    stages = topology.pipeline_parallel + form.batches_in_flight - 1
+    in_flight = stages * load.max_num_batched_tokens
+    # Blackwell's data center cards (10.x) keep the plain row, all others that run it a packed one.
+    packed = int(gpu.compute_capability) != 10
+    return layout(architecture, form, topology.tensor_parallel, layers, width, in_flight, packed=packed)
 
 
 def _overhead(
@@ -285,7 +293,7 @@ def _overhead(
     )
     parts = {"CUDA context and workspaces": over.base_gib, "activations": peak}
     if over.graphs_in_budget:
-        parts["CUDA graphs"] = _graphs_gib(form, layers)
+        parts["CUDA graphs"] = over.graphs_base_gib + over.graphs_gib_per_layer * layers
     if tensor_parallel > 1:
         parts["communication buffers"] = over.link_gib[gpu.interconnect.kind]
     if topology.pipeline_parallel > 1:
@@ -302,10 +310,6 @@ def _overhead(
     if form.reserved_fraction:
         parts["held back by the engine"] = form.reserved_fraction * gpu.memory_gib.value
     return parts
-
-
-def _graphs_gib(form: EngineForm, layers: int) -> float:
-    return form.overhead.graphs_base_gib + form.overhead.graphs_gib_per_layer * layers
 
 
 def _stage_memory(
@@ -331,7 +335,7 @@ def _stage_memory(
     if gpu.host_share_gib is not None:
         uncertainty_gib += gpu.host_share_gib.value
 
-    cache = cache_of(architecture, form, weights, topology, load, layers)
+    cache = cache_of(architecture, gpu, form, weights, topology, load, layers)
     blocks, low = (max(0, int(gib * GIB // cache.bytes_per_block)) for gib in (kv_gib, kv_gib - uncertainty_gib))
     per_request = cache.blocks_per_request(load.context)
     # One block is held back as the null block, so an exact fit does not start.
@@ -352,5 +356,4 @@ def _stage_memory(
         state_blocks_low=low if architecture.recurrent is not None else None,
         loading_peak_gib=loading_gib + form.overhead.base_gib,
         overhead_parts=tuple(parts.items()),
-        outside_budget_gib=0.0 if form.overhead.graphs_in_budget else _graphs_gib(form, layers),
     )

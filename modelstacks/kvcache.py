@@ -5,10 +5,12 @@ Follows vLLM's v1/core/kv_cache_utils.py and kv_cache_interface.py; versions dif
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from modelstacks.catalog import Architecture, EngineForm
+from modelstacks.catalog.models import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,20 @@ def kv_heads_per_rank(kv_heads: int, tensor_parallel: int) -> int:
     return max(1, kv_heads // tensor_parallel)
 
 
-def token_bytes(architecture: Architecture, tensor_parallel: int, width: float, padded: int | None = None) -> float:
-    """Bytes that one token takes in one full layer on one rank; a latent row may be padded to `padded` elements."""
+def token_bytes(
+    architecture: Architecture, tensor_parallel: int, width: float, *, padded: int | None = None, packed: bool = False
+) -> float:
+    """Bytes that one token takes in one full layer on one rank.
+
+    A latent row may be padded to `padded` elements. `packed`: sparse kernels of some GPUs keep an 8-bit row with the
+    rope part in 16 bits and a scale per 128 elements (fp8_ds_mla).
+    """
     if architecture.mla is not None:
-        row = max(architecture.mla.kv_lora_rank + architecture.mla.qk_rope_head_dim, padded or 0)
-        return row * width + architecture.mla.indexer_bytes
+        mla = architecture.mla
+        row = max(mla.kv_lora_rank + mla.qk_rope_head_dim, padded or 0) * width
+        if packed and mla.indexer_bytes and width == 1:
+            row = mla.kv_lora_rank + 4 * -(-mla.kv_lora_rank // 128) + 2 * mla.qk_rope_head_dim
+        return row + mla.indexer_bytes
     values = architecture.head_dim + architecture.value_dim
     return kv_heads_per_rank(architecture.kv_heads, tensor_parallel) * values * width
 
@@ -84,48 +95,51 @@ class _Kind:
 
 
 def layout(
-    architecture: Architecture, form: EngineForm, tensor_parallel: int, layers: int, width: float, in_flight: int
+    architecture: Architecture,
+    form: EngineForm,
+    tensor_parallel: int,
+    layers: int,
+    width: float,
+    in_flight: int,
+    *,
+    packed: bool = False,
 ) -> KvCache:
-    """The cache of a stage of `layers` layers; `width` is bytes per element, `in_flight` tokens of running batches."""
-    share = layers / architecture.layers
-    block = form.mla_block_tokens if architecture.mla is not None else form.block_tokens
-    full_token = token_bytes(architecture, tensor_parallel, width, form.mla_row_elements)
-    recurrent = architecture.recurrent
+    """The cache of a stage of `layers` layers; `width` is bytes per element, `in_flight` tokens of running batches.
+
+    Groups are those of the whole model; a pipeline stage keeps its share of each, rounded up.
+    """
+    mla, recurrent = architecture.mla, architecture.recurrent
+    block = form.mla_block_tokens if mla is not None else form.block_tokens
+    full_token = token_bytes(architecture, tensor_parallel, width, padded=form.mla_row_elements, packed=packed)
     state_page = recurrent.page_bytes(tensor_parallel) if recurrent is not None else 0.0
     if recurrent is not None and architecture.full_layers:
         # Blocks of attention are made as large as one request's state, so that both fit the same pages.
-        needed = -(-state_page // full_token)
-        block = int(max(block, -(-needed // form.state_alignment) * form.state_alignment))
+        step = form.mla_state_alignment if mla is not None else form.state_alignment
+        block = max(block, math.ceil(math.ceil(state_page / full_token) / step) * step)
         state_page = block * full_token
-    kinds = []
-    windowed = 0
-    per_token = 0.0
+    kinds: list[_Kind] = []
+    per_token = full_token * architecture.full_layers
+    if architecture.full_layers:
+        kinds.append(_Kind("full", architecture.full_layers, full_token * block, block))
     for window in architecture.windows:
-        count = round(window.layers * share) if layers < architecture.layers else window.layers
-        heads = kv_heads_per_rank(window.kv_heads or architecture.kv_heads, tensor_parallel)
-        own = window.head_dim or architecture.head_dim
-        row = heads * 2 * own * width if window.head_dim else heads * (own + architecture.value_dim) * width
-        if architecture.mla is not None:
-            row = full_token
-        per_token += row * count
-        windowed += count
+        row = _window_bytes(architecture, window, tensor_parallel, width) if mla is None else full_token
+        per_token += row * window.layers
         saves = form.windows_save_memory and (form.chunks_save_memory or window.kind == "sliding")
-        if count and saves:
-            kinds.append(_Kind(window.kind, count, row * block, block, window.tokens))
-        elif count:
-            kinds.append(_Kind("full", count, row * block, block))
-    states = round(recurrent.layers * share) if recurrent is not None else 0
-    full = max(0, round(architecture.full_layers * share))
-    if layers < architecture.layers and not windowed and recurrent is None and not architecture.cacheless_layers:
-        full = layers
-    per_token += full_token * full
-    if full:
-        kinds.insert(0, _Kind("full", full, full_token * block, block))
-    if states:
-        kinds.append(_Kind("state", states, state_page, block))
+        kind: Literal["full", "sliding", "chunked"] = window.kind if saves else "full"
+        kinds.append(_Kind(kind, window.layers, row * block, block, window.tokens if saves else 0))
+    if recurrent is not None:
+        kinds.append(_Kind("state", recurrent.layers, state_page, block))
     # With prefix caching a request also keeps the state it branched from, and Mamba 2 one more for its checkpoint.
     extra = form.state_blocks > 1 and recurrent is not None and recurrent.kind == "mamba2"
-    return _grouped(_merged(kinds), form, per_token, in_flight, form.state_blocks + extra)
+    share = layers / architecture.layers
+    return _grouped(_merged(kinds), form, per_token * share, in_flight, form.state_blocks + extra, share)
+
+
+def _window_bytes(architecture: Architecture, window: Window, tensor_parallel: int, width: float) -> float:
+    """Bytes of one token in one windowed layer, whose heads may be its own."""
+    heads = kv_heads_per_rank(window.kv_heads or architecture.kv_heads, tensor_parallel)
+    values = 2 * window.head_dim if window.head_dim else architecture.head_dim + architecture.value_dim
+    return heads * values * width
 
 
 def _merged(kinds: list[_Kind]) -> list[_Kind]:
@@ -140,7 +154,9 @@ def _merged(kinds: list[_Kind]) -> list[_Kind]:
     return merged
 
 
-def _grouped(kinds: list[_Kind], form: EngineForm, per_token: float, in_flight: int, states: int) -> KvCache:
+def _grouped(
+    kinds: list[_Kind], form: EngineForm, per_token: float, in_flight: int, states: int, share: float
+) -> KvCache:
     """Groups of equal layer count share one pool of equal pages; what does not divide is padded."""
     if not kinds:
         return KvCache((Group("full", 1, form.block_tokens),), 1.0, 0.0, in_flight)
@@ -151,5 +167,7 @@ def _grouped(kinds: list[_Kind], form: EngineForm, per_token: float, in_flight: 
     groups = []
     for kind in kinds:
         ratio = int(page // kind.page) if kind.kind != "state" and kind.page and page % kind.page == 0 else 1
-        groups.append(Group(kind.kind, -(-kind.layers // size), kind.block_tokens * ratio, kind.window, states))
-    return KvCache(tuple(groups), page * size, per_token, in_flight)
+        times = -(-kind.layers // size)
+        groups.append(Group(kind.kind, times, kind.block_tokens * ratio, kind.window, states))
+    # A share that is whole but for rounding errors stays whole.
+    return KvCache(tuple(groups), page * math.ceil(size * share - 1e-9), per_token, in_flight)

@@ -378,6 +378,12 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     if sequences is not None and spec.concurrency is not None and sequences < spec.concurrency:
         text = f"{sequences} is below concurrency {spec.concurrency}"
         problems.append(Problem(_path("maxNumSeqs"), text, sequences, f"{spec.concurrency} or more"))
+    if batch is not None and spec.concurrency is not None and batch < spec.concurrency:
+        text = f"{batch} is below concurrency {spec.concurrency}: every running request takes a token of each step"
+        problems.append(Problem(_path("maxNumBatchedTokens"), text, batch, f"{spec.concurrency} or more"))
+    if spec.prefer.max_gpus is not None and (spec.gpus or tensor or 0) > spec.prefer.max_gpus:
+        text = f"{spec.gpus or tensor} is more than prefer.maxGpus {spec.prefer.max_gpus}"
+        problems.append(Problem(_path("gpus"), text, spec.gpus or tensor, f"at most {spec.prefer.max_gpus}"))
     if spec.max_lora_rank is not None and spec.max_lora_rank not in LORA_RANKS:
         ranks = ", ".join(map(str, LORA_RANKS))
         problems.append(Problem(_path("maxLoraRank"), f"{spec.max_lora_rank} has no kernel", spec.max_lora_rank, ranks))

@@ -126,6 +126,22 @@ class Architecture(Row):
             raise ValueError("moe.expert_parameters exceeds parameters")
         return self
 
+    def check_parameters(self) -> None:
+        """Raise ValueError when a dense model's shapes make quite another number of parameters than it says."""
+        if self.moe is not None or self.mla is not None or self.recurrent is not None:
+            return
+        attention = self.hidden * (2 * self.heads + 2 * self.kv_heads) * self.head_dim
+        layer = attention + 3 * self.hidden * self.intermediate
+        ends = (1 if self.tied_embeddings else 2) * self.vocab * self.hidden
+        tower = self.encoder.parameters if self.encoder is not None else 0
+        counted = self.layers * layer + ends + tower
+        # Families differ by a third feed-forward matrix, gates and shared parts.
+        if not 0.6 <= self.parameters / counted <= 1.8:
+            raise ValueError(
+                f"architecture.parameters {self.parameters / 1e9:.2f}B do not go with the shapes, "
+                f"which make {counted / 1e9:.2f}B"
+            )
+
     @property
     def value_dim(self) -> int:
         """Width of a value head."""
@@ -170,7 +186,7 @@ class Checkpoint(Row):
     repo: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     size_gib: PositiveFloat
-    size_kind: Literal["published", "measured", "computed"]
+    size_kind: Literal["published", "measured", "computed", "given"]
     # What the engine was seen to keep, where that is not what the files hold (padding, layouts of its own).
     loaded_gib: PositiveFloat | None = None
     # What kv-cache-dtype auto means for this checkpoint, where it carries scales for a narrower cache.
@@ -220,10 +236,11 @@ class Model(Row):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Model:
+        self.architecture.check_parameters()
         plausible = QUANTIZED_BITS
         for name, checkpoint in self.checkpoints.items():
             if name not in plausible:
-                raise ValueError(f"checkpoints.{name}: unknown quantization, allowed: {', '.join(plausible)}")
+                raise ValueError(f"checkpoints.{name} is no known quantization, allowed: {', '.join(plausible)}")
             stored = self.architecture.parameters + self.architecture.unloaded_parameters
             bits = checkpoint.size_gib * 2**30 * 8 / stored
             low, high = plausible[name]
@@ -234,12 +251,14 @@ class Model(Row):
                 )
         for target, origin in self.quantize_at_load.items():
             if origin not in self.checkpoints or target in self.checkpoints:
-                raise ValueError(f"quantize_at_load.{target}: needs checkpoint {origin} and no checkpoint {target}")
-        for profile in self.profiles:
+                raise ValueError(f"quantize_at_load.{target} needs checkpoint {origin} and no checkpoint {target}")
+        for index, profile in enumerate(self.profiles):
             if profile.quantization not in self.quantizations:
-                raise ValueError(f"a profile names quantization {profile.quantization}, which has no checkpoint")
+                text = f"profiles.{index}.quantization {profile.quantization} has no checkpoint"
+                raise ValueError(f"{text}, there are {', '.join(self.quantizations)}")
             if profile.context > self.architecture.context_limit:
-                raise ValueError(f"a profile's context {profile.context} exceeds {self.architecture.context_limit}")
+                limit = self.architecture.context_limit
+                raise ValueError(f"profiles.{index}.context {profile.context} exceeds the model's {limit}")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -51,6 +52,10 @@ def _problems(error: ValidationError | TypeError | OverflowError, text: str) -> 
     problems = []
     for detail in error.errors(include_url=False, include_context=False):
         path = [step for step in detail["loc"] if isinstance(step, str | int)]
+        # A contradiction between values names its place in its own words: "checkpoints.fp8.size_gib …".
+        named = re.match(r"Value error, ([a-z_]+(?:\.[\w-]+)+) ", detail["msg"])
+        if not path and named is not None:
+            path = [int(step) if step.isdigit() else step for step in named.group(1).split(".")]
         line = documents.line_of(text, path)
         where = ".".join(map(str, path)) or "file"
         problems.append(Problem(f"line {line}, {where}" if line else where, detail["msg"], detail.get("input")))

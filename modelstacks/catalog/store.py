@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,11 @@ from modelstacks.catalog.prices import apply_contract_prices
 from modelstacks.catalog.row import load_row
 from modelstacks.catalog.versions import CloudKind, EngineForm, Versions
 from modelstacks.errors import BadInput, Problem, listed
+
+
+def _squeeze(name: str) -> str:
+    """A name without what people write differently: case, spaces, dashes and dots."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 class Catalog:
@@ -52,6 +58,16 @@ class Catalog:
             named = [folder / f"{model_id}.yaml" for folder in self._model_folders]
             path = next(path for path in named if path.is_file())
             model = load_row(Model, path, id=model_id)
+            known = set(self.gpu_ids)
+            for index, profile in enumerate(model.profiles):
+                if profile.gpu not in known:
+                    line = documents.line_of(documents.read_text(path), ["profiles", index, "gpu"])
+                    near = difflib.get_close_matches(profile.gpu, known, n=1)
+                    text = f"{profile.gpu!r} is no file of hardware/"
+                    where = f"line {line}, profiles.{index}.gpu"
+                    raise BadInput(
+                        [Problem(where, text, profile.gpu, None, near[0] if near else None)], source=str(path)
+                    )
             nameless = [name for name, checkpoint in model.checkpoints.items() if checkpoint.repo is None]
             if nameless:
                 raise BadInput([Problem(f"checkpoints.{nameless[0]}.repo", "is missing")], source=str(path))
@@ -61,9 +77,10 @@ class Catalog:
     def unknown_model(self, model_id: str) -> Problem:
         """Why a model id is refused: it never existed, or the nearest one that does."""
         hints: Mapping[str, str] = self._missing_models
-        if model_id in hints:
-            return Problem("model", hints[model_id], model_id, allowed=listed(self.model_ids))
-        word = model_id.lower().replace("_", "-")
+        squeezed = {_squeeze(name): text for name, text in hints.items()}
+        if _squeeze(model_id) in squeezed:
+            return Problem("model", squeezed[_squeeze(model_id)], model_id, allowed=listed(self.model_ids))
+        word = re.sub(r"[\s_]+", "-", model_id.strip().lower())
         near = difflib.get_close_matches(word, self.model_ids, n=1, cutoff=0.5)
         # Sizes of one family are alike: 7b and 72b are both near 70b.
         near += [name for name in difflib.get_close_matches(word, self.model_ids, n=2, cutoff=0.85) if name not in near]

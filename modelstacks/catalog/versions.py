@@ -67,6 +67,10 @@ class Era(Row):
     prefills_whole_prompt_below: PositiveInt | None = None
     max_num_seqs: BySize | None = None
     batched_tokens: BySize | None = None
+    # KV cache types and flags that did not exist yet, and weights that were held whole while they were quantized.
+    without_kv_cache_dtypes: tuple[str, ...] = ()
+    leaves_out_towers: bool | None = None
+    quantizes_whole: bool = False
     overhead: dict[str, Any] = Field(default_factory=dict)
     source: str
 
@@ -94,6 +98,7 @@ class EngineForm(Row):
     stretches_rope: bool = False
     pipelines: bool = True
     loras: bool = False
+    leaves_out_towers: bool = False
     kv_cache_dtypes: dict[str, float]
     windows_save_memory: bool
     chunks_save_memory: bool = True
@@ -106,6 +111,7 @@ class EngineForm(Row):
     # Hybrid models: blocks of a recurrent group that one request takes, and what a raised block is a multiple of.
     state_blocks: PositiveInt = 1
     state_alignment: PositiveInt = 16
+    mla_state_alignment: PositiveInt = 128
     tokens_are_a_share: bool = False
     # The engine declines to start when it has fewer recurrent states than sequences.
     refuses_few_states: bool = False
@@ -119,6 +125,7 @@ class EngineForm(Row):
     max_compute_capability: PositiveFloat | None = None
     # Attention that chooses its tokens by an index (DeepSeek V3.2, GLM 5) has kernels from here on.
     sparse_attention_from: PositiveFloat = 9.0
+    sparse_fp8_only_from: PositiveFloat = 12.0
     overhead: Overhead
     # Figures of older versions, oldest first, and the first version that there is evidence of.
     history: tuple[Era, ...] = ()
@@ -141,9 +148,15 @@ class EngineForm(Row):
             raise ValueError("kv_cache_dtypes needs auto")
         return self
 
+    @property
+    def batch_follows_context(self) -> bool:
+        """Prompts are read whole, at least short ones, so another context is another batch."""
+        return self.prefills_whole_prompt or self.prefills_whole_prompt_below > 0
+
     def at(self, version: str) -> EngineForm | None:
         """The same engine in another version, newer ones with the figures of this one; None before any evidence."""
         asked = version_key(version)
+        version = version.removeprefix("v")
         if version == self.version:
             return self
         if asked is None or self.oldest is None or asked < (version_key(self.oldest) or ()):
@@ -151,8 +164,16 @@ class EngineForm(Row):
         era = next((era for era in self.history if asked < (version_key(era.before) or ())), None)
         changed: dict[str, Any] = {"version": version}
         if era is not None:
-            names = set(Era.model_fields) - {"before", "overhead", "source"}
+            named = {"before", "overhead", "source", "without_kv_cache_dtypes", "quantizes_whole"}
+            names = set(Era.model_fields) - named
             changed |= {name: getattr(era, name) for name in names if getattr(era, name) is not None}
+            gone = era.without_kv_cache_dtypes
+            changed["kv_cache_dtypes"] = {name: w for name, w in self.kv_cache_dtypes.items() if name not in gone}
+            if era.quantizes_whole:
+                whole = {
+                    name: how.model_copy(update={"holds": "whole-model"}) for name, how in self.quantize_at_load.items()
+                }
+                changed["quantize_at_load"] = whole
             changed["overhead"] = Overhead.model_validate(self.overhead.model_dump() | era.overhead)
         return self.model_copy(update=changed)
 

@@ -16,13 +16,14 @@ def main() -> None:
     gc.set_threshold(50_000)
     # No pydantic plugin takes part, and looking for one reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from modelstacks.cli.commands import app
-
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape, not a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        # Inside, because importing takes most of a short command's time, and Ctrl-C may come then.
+        from modelstacks.cli.commands import app
+
         code = app(standalone_mode=False)
     except ModelstacksError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -151,6 +151,9 @@ def compare_command(
         "engine": engine, "kvCacheDtype": kv_cache_dtype, "textOnly": text_only or None,
         "cloud": {"kind": cloud} if cloud is not None else None,
     }  # fmt: skip
+    if picture is not None and picture.suffix.lower() not in (".svg", ".png"):
+        problem = Problem("--picture", f"{picture.name!r} is neither", str(picture), "a .svg or .png file")
+        raise BadInput([problem], source="compare")
     catalog = Catalog()
     asked = spec.parse({key: value for key, value in given.items() if value is not None}, catalog, source="compare")
     kind = catalog.clouds[asked.cloud.kind] if asked.cloud is not None else None

@@ -21,7 +21,10 @@ def show(model: str, ways: list[Way], *, everything: bool) -> None:
     fitting = [way for way in ways if way.checked.fits]
     rows = ways if everything else fitting[:_SHOWN]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "GPUs", "weights", "context to", "at once", "USD/h", "tok/s", "USD/M", "cloud"):
+    columns = ["", "GPUs", "weights", "context to", "at once", "USD/h", "tok/s", "USD/M", "cloud"]
+    # A narrow terminal loses the last column, not a part of every number.
+    columns = columns if console.width >= 92 else columns[:-1]
+    for column in columns:
         table.add_column(
             column, justify="left" if column in ("", "GPUs", "weights", "cloud") else "right", no_wrap=True
         )
@@ -29,12 +32,13 @@ def show(model: str, ways: list[Way], *, everything: bool) -> None:
         choice, rate = way.choice, way.throughput
         machine = way.checked.cost.machine
         mark = "★" if way.on_frontier else "" if way.checked.fits else "✗"
-        table.add_row(
+        cells = (
             mark, f"{choice.topology.gpus} × {choice.gpu.id}", choice.quantization, _count(way.longest_context),
             f"{way.checked.memory.max_concurrency_low:.1f}" if way.checked.fits else "–", _money(way.usd_per_hour),
             "–" if rate is None else f"{rate.output_tokens_per_s:,.0f}", _money(way.usd_per_million),
             "–" if machine is None else machine.cloud,
         )  # fmt: skip
+        table.add_row(*cells[: len(columns)])
     console.print(table)
     hidden = len(fitting) - len(rows) if not everything else 0
     first = ways[0].choice.load if ways else None

@@ -94,7 +94,9 @@ def recurrent(text: Fields, hidden: int, layers: int, kind: RecurrentKind) -> tu
         return text.whole(*names, most=MOST_WIDTH, default=default) or default
 
     said = text.word("mamba_ssm_dtype", "mamba_ssm_cache_dtype")
-    state_bytes: Literal[2, 4] = 4 if said == "float32" else 2
+    # vLLM keeps the states of Nemotron-H in 32 bits unless told otherwise.
+    wide = said == "float32" or (said is None and text.word("model_type") == "nemotron_h")
+    state_bytes: Literal[2, 4] = 4 if wide else 2
     if kind == "gated-delta-net":
         key_heads, key = whole("linear_num_key_heads"), whole("linear_key_head_dim", default=128)
         value_heads, value = whole("linear_num_value_heads"), whole("linear_value_head_dim", default=128)

@@ -12,7 +12,7 @@ FeedForward = Literal["dense", "moe", "none"]
 # The words of transformers' `layer_types` and of older lists like it.
 _WORDS: dict[str, Attention] = {
     "full_attention": "full", "attention": "full", "full": "full", "global": "full", "global_attention": "full",
-    "self_attention": "full", "hybrid": "full", "sparse_attention": "full", "deepseek_sparse_attention": "full",
+    "self_attention": "full", "sparse_attention": "full", "deepseek_sparse_attention": "full",
     "sliding_attention": "sliding", "sliding_window": "sliding", "sliding": "sliding", "local": "sliding",
     "local_attention": "sliding", "chunked_attention": "chunked",
     "linear_attention": "recurrent", "mamba": "recurrent", "mamba2": "recurrent", "recurrent": "recurrent",

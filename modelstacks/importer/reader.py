@@ -5,6 +5,7 @@ Raises BadInput, never anything else, whatever the file holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,12 @@ _UNREADABLE = {
 }
 # Model types whose class in vLLM 0.32 builds embeddings and output layer on every pipeline stage.
 _ENDS_EVERYWHERE = ("gpt_oss", "mixtral", "qwen3_moe", "qwen3_next", "qwen3_vl_moe", "gemma3", "gemma4", "nemotron_h")
+# server/text_generation_server/models/__init__.py of TGI 3.3.7, without what it leaves to a generic fallback.
+_TGI_TYPES = (
+    "llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "gemma3_text", "qwen2", "qwen2_vl", "qwen2_5_vl",
+    "phi", "phi3", "phimoe", "gpt2", "gpt_neox", "gptj", "gpt_bigcode", "falcon", "bloom", "opt", "mpt", "starcoder2",
+    "cohere", "granite", "deepseek_v2", "dbrx", "olmo",
+)  # fmt: skip
 _NEXT_STEP = "see docs/adding.md for what is read, or write the template by hand"
 
 
@@ -47,6 +54,12 @@ class HubModel:
     weights: Weights
     model_class: str | None
     notes: tuple[str, ...]
+    model_type: str = ""
+
+    @property
+    def tgi_serves(self) -> bool:
+        """TGI 3.3.7 has an implementation of its own for this type of model."""
+        return self.model_type in _TGI_TYPES
 
 
 def read(data: Mapping[str, Any], source: str) -> HubModel:
@@ -97,9 +110,11 @@ class _Reading:
             return None
         weights = self._weights(architecture)
         named = self.outer.items("architectures") or [None]
-        return HubModel(
-            architecture, weights, named[0] if named and isinstance(named[0], str) else None, tuple(self.notes)
-        )
+        model_class = named[0] if isinstance(named[0], str) else None
+        if model_class is not None and not re.search(r"For(CausalLM|ConditionalGeneration)$|LMHead", model_class):
+            self.outer.wrong("architectures", f"names {model_class[:60]}, which generates no text", "…ForCausalLM")
+            return None
+        return HubModel(architecture, weights, model_class, tuple(self.notes), self.model_type)
 
     def _architecture(self, hidden: int, count: int, source: str) -> Architecture | None:
         text = self.text
@@ -260,9 +275,14 @@ class _Reading:
 
     def _recurrent(self, hidden: int, kinds: list[layers.Attention]) -> tuple[Any, int]:
         count = kinds.count("recurrent")
+        kind = counting.recurrent_kind(self.text)
+        if not count and kind is not None and kind != "linear-attention":
+            # Falcon H1 and others run attention and a state side by side in every layer.
+            self.text.wrong(
+                "model_type", f"{self.model_type!r} keeps a state ({kind}), and nothing says in which layers"
+            )
         if not count:
             return None, 0
-        kind = counting.recurrent_kind(self.text)
         if kind is None:
             self.text.wrong("layer_types", f"{count} layers are recurrent, and nothing says how large their state is")
             return None, 0

@@ -7,7 +7,8 @@ import math
 from dataclasses import replace
 
 from modelstacks import price
-from modelstacks.catalog import Catalog, Model
+from modelstacks.catalog import Catalog, EngineForm, Model
+from modelstacks.catalog.versions import version_key
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import choose
 from modelstacks.plan.check import Checked, estimate, timeouts
@@ -42,6 +43,9 @@ def plan(
     checked = list(choose.candidates(spec, catalog, model, market))
     chosen = choose.best(checked)
     decided = chosen or choose.closest(checked, model)
+    if not spec.replicas:
+        nothing = price.cost(decided.choice.gpu, decided.choice.topology, 0, market)
+        decided = replace(decided, cost=nothing)
 
     plan = _plan(spec, catalog, stack, decided)
     policy = _policy_refusals(spec, model, plan)
@@ -49,7 +53,8 @@ def plan(
         plan = replace(plan, refusals=(*plan.refusals, *policy))
     else:
         plan = replace(plan, warnings=(*plan.warnings, *(refusal.message for refusal in policy)))
-    warnings = (*plan.warnings, *_warnings(plan, today))
+    shipped = catalog.engine_form(decided.choice.engine, decided.choice.tier)
+    warnings = (*plan.warnings, *_warnings(plan, shipped, today))
     reasons = _reasons(spec, checked, decided) if chosen else ()
     narrower = choose.cheaper_and_narrower(chosen, spec, catalog, market) if chosen and thorough else None
     if narrower is not None:
@@ -148,7 +153,7 @@ def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]
     return refusals
 
 
-def _warnings(plan: Plan, today: datetime.date | None) -> list[str]:
+def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | None) -> list[str]:
     choice, cost = plan.choice, plan.cost
     form, gpu = choice.form, choice.gpu
     warnings = []
@@ -174,10 +179,23 @@ def _warnings(plan: Plan, today: datetime.date | None) -> list[str]:
     if choice.quantization in choice.model.quantize_at_load:
         origin = choice.model.quantize_at_load[choice.quantization]
         warnings.append(f"no {choice.quantization} checkpoint is published: made from {origin} while loading")
-    if plan.checkpoint is not None and plan.checkpoint.revision is None:
-        warnings.append(f"the revision of {plan.checkpoint.repo} is not pinned: none was seen in a public source")
-    if plan.checkpoint is not None and plan.checkpoint.size_kind == "computed":
-        warnings.append(f"the size of {plan.checkpoint.repo} is computed, not published")
+    stored = plan.checkpoint
+    if stored is not None and stored.repo is not None and stored.revision is None:
+        warnings.append(f"the revision of {stored.repo} is not pinned: none was seen in a public source")
+    if stored is not None and stored.size_kind == "computed":
+        warnings.append(f"the size of {stored.repo or 'the own model'} is computed, not published")
+    since = choice.model.engine_since.get(choice.engine)
+    if form is not None and since is not None and (version_key(form.version) or ()) < (version_key(since) or ()):
+        warnings.append(
+            f"public recipes for {choice.model.id} begin with {choice.engine} {since}, this is {form.version}"
+        )
+    asked = plan.spec.engine_version
+    if asked is not None and form is not None and shipped is not None and form.version != shipped.version:
+        newer = (version_key(form.version) or ()) > (version_key(shipped.version) or ())
+        what = f"there are no figures newer than {shipped.version}'s" if newer else "these are its memory figures"
+        warnings.append(f"{choice.engine} {form.version}: {what}; whether it serves the model is not known here")
+    if choice.model.licence.id == "unknown":
+        warnings.append("the licence of an own model is not read: its terms are yours to check")
     if "--trust-remote-code" in choice.model.engine_flags.get(choice.engine, ()):
         warnings.append(f"{choice.model.id} runs code from its own repository (--trust-remote-code)")
     if choice.load.lora_adapters and plan.spec.max_lora_rank is None:

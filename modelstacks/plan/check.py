@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 from modelstacks import fit, price, throughput
 from modelstacks.catalog import Architecture, Catalog, Checkpoint, EngineForm, Gpu, Model, Profile
-from modelstacks.catalog.versions import version_key
 from modelstacks.fit import GIB, WIDE_BYTES, Load, Memory, Topology, Weights
 from modelstacks.plan.values import Choice, Refusal, Timeouts
 from modelstacks.spec import StackSpec
@@ -62,25 +62,27 @@ def choice_for(
     # With the GPU open, every candidate must hold the same load, or the least would win.
     usual = profile if spec.gpu is not None else model.profiles[0]
     context = spec.context or usual.context
-    concurrency = spec.concurrency or usual.concurrency
+    size = _size_class(gpu)
+    # Every running request takes a token of each step: sequences never exceed the batch, nor requests the sequences.
+    most = min(spec.max_num_seqs or sys.maxsize, spec.max_num_batched_tokens or sys.maxsize)
+    concurrency = spec.concurrency or min(usual.concurrency, most)
     # A profile's own limit belongs to its very hardware.
     same = (profile.gpu, profile.gpus, profile.quantization) == (gpu.id, topology.gpus, quantization)
-    sequences = spec.max_num_seqs or (profile.max_num_seqs if same else None)
-    size = _size_class(gpu)
-    batch = spec.max_num_batched_tokens or _batched_tokens(numbers, size, context)
+    set_by = spec.max_num_seqs or (profile.max_num_seqs if same else None)
+    sequences = max(concurrency, min(set_by or getattr(numbers.max_num_seqs, size), most))
+    batch = spec.max_num_batched_tokens or max(_batched_tokens(numbers, size, context), sequences)
     load = Load(
         context=context,
         concurrency=concurrency,
         kv_cache_dtype=spec.kv_cache_dtype,
         gpu_memory_utilization=spec.gpu_memory_utilization or gpu.utilization(numbers.gpu_memory_utilization),
-        max_num_seqs=sequences or max(concurrency, min(getattr(numbers.max_num_seqs, size), batch)),
-        # Every running request takes a token of each step, so vLLM refuses a batch below its sequences.
-        max_num_batched_tokens=max(batch, concurrency),
+        max_num_seqs=sequences,
+        max_num_batched_tokens=batch,
         lora_adapters=spec.max_loras or len(spec.lora_modules),
         lora_rank=spec.max_lora_rank or 16,
         text_only=spec.text_only,
     )
-    return Choice(model, gpu, engine, tier, form, quantization, topology, load, numbers, sequences is not None)
+    return Choice(model, gpu, engine, tier, form, quantization, topology, load, numbers, set_by is not None)
 
 
 def _size_class(gpu: Gpu) -> str:
@@ -99,9 +101,9 @@ def _batched_tokens(form: EngineForm, size: str, context: int) -> int:
 
 def with_context(load: Load, context: int, form: EngineForm, gpu: Gpu) -> Load:
     """The same load for another context, and what follows from it in this engine."""
-    if not form.prefills_whole_prompt:
+    if not form.batch_follows_context:
         return replace(load, context=context)
-    batch = _batched_tokens(form, _size_class(gpu), context)
+    batch = max(_batched_tokens(form, _size_class(gpu), context), load.max_num_seqs)
     return replace(load, context=context, max_num_batched_tokens=batch)
 
 
@@ -151,6 +153,13 @@ def check(choice: Choice, market: price.Market, cost: price.Cost) -> Checked:
     return Checked(choice, weights, memory, refusals, cost)
 
 
+def load_cache(choice: Choice) -> str:
+    """The KV cache type that the engine will use: what "auto" means for this checkpoint and engine version."""
+    asked, stored = choice.load.kv_cache_dtype, choice.model.checkpoints.get(choice.quantization)
+    narrow = stored.kv_cache_dtype if stored is not None else None
+    return narrow if asked == "auto" and narrow is not None and choice.figures.reads_cache_scales else asked
+
+
 def _engine_refusals(choice: Choice) -> list[Refusal]:
     model, gpu, form = choice.model, choice.gpu, choice.form
     if choice.engine in model.engine_refusals:
@@ -160,14 +169,13 @@ def _engine_refusals(choice: Choice) -> list[Refusal]:
         text = f"{choice.engine} has no form for the {choice.tier} tier ({choice.topology.gpus} GPUs)"
         node = gpu.max_gpus_per_node
         return [Refusal("engine-unsupported", text, choice.topology.gpus, node, "GPUs")]
-    since = model.engine_since.get(choice.engine)
-    if since is not None and (version_key(form.version) or ()) < (version_key(since) or ()):
-        text = f"{model.id} needs {choice.engine} {since} or newer, this is {form.version}"
-        return [Refusal("engine-unsupported", text, 1, 0, "engine versions that serve the model")]
     if choice.load.lora_adapters and not (model.lora and form.loras):
         who = model.id if not model.lora else f"{choice.engine} in the {choice.tier} tier"
         text = f"{who} serves no LoRA adapters"
         return [Refusal("engine-unsupported", text, choice.load.lora_adapters, 0, "LoRA adapters")]
+    if choice.load.text_only and model.architecture.encoder is not None and not form.leaves_out_towers:
+        text = f"{choice.engine} {form.version} always loads the vision tower of {model.id}: textOnly asks for less"
+        return [Refusal("engine-unsupported", text, 1, 0, "engines that leave a tower out")]
     if gpu.compute_capability < form.min_compute_capability:
         text = f"{choice.engine} {form.version} needs compute capability {form.min_compute_capability}, "
         text += f"{gpu.id} has {gpu.compute_capability}"
@@ -178,6 +186,9 @@ def _engine_refusals(choice: Choice) -> list[Refusal]:
         need, have = form.sparse_attention_from, gpu.compute_capability
         text = f"the sparse attention of {model.id} has kernels from compute capability {need}, {gpu.id} has {have}"
         return [Refusal("engine-unsupported", text, need, have, "compute capability")]
+    if sparse and gpu.compute_capability >= form.sparse_fp8_only_from and load_cache(choice) != "fp8":
+        text = f"on {gpu.id} the sparse attention of {model.id} keeps an fp8 cache alone: modelstacks:kvCacheDtype: fp8"
+        return [Refusal("precision-unsupported", text, 1, 0, "KV cache types of the kernel")]
     newest = form.max_compute_capability
     if newest is not None and gpu.compute_capability > newest:
         text = f"{choice.engine} {form.version} has kernels up to compute capability {newest}, "
@@ -202,13 +213,15 @@ def _precision_refusals(choice: Choice) -> list[Refusal]:
     if quantization not in gpu.weight_formats:
         text = f"{gpu.id} runs {', '.join(gpu.weight_formats)}, not {quantization}"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "weight formats of the GPU"))
-    dtype = choice.load.kv_cache_dtype
+    dtype = load_cache(choice)
     if form is not None and dtype not in form.kv_cache_dtypes:
         known = ", ".join(form.kv_cache_dtypes)
         text = f"no memory figures for KV cache type {dtype} of {choice.engine} {form.version}; there are for {known}"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the engine"))
     elif dtype not in gpu.kv_cache_dtypes:
         text = f"{gpu.id} keeps a KV cache in {', '.join(gpu.kv_cache_dtypes)}, not {dtype}"
+        if choice.load.kv_cache_dtype == "auto":
+            text += ", which the checkpoint asks for: modelstacks:kvCacheDtype: bfloat16"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the GPU"))
     if dtype == "nvfp4" and model.architecture.mla is not None:
         text = "an NVFP4 KV cache has no kernel for latent attention; fp8 has"
@@ -319,7 +332,7 @@ def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most:
     same_batch = fit.holds_context(architecture, choice.gpu, form, weights, topology, choice.load)
 
     def holds(context: int) -> bool:
-        if not form.prefills_whole_prompt:
+        if not form.batch_follows_context:
             return same_batch(context)
         load = with_context(choice.load, context, form, choice.gpu)
         return fit.memory(architecture, choice.gpu, form, weights, topology, load).holds_load
@@ -362,4 +375,5 @@ def estimate(checked: Checked) -> throughput.Throughput | None:
     return throughput.estimate(
         choice.model.architecture, choice.gpu, choice.quantization, checked.weights.total_gib, choice.topology,
         checked.memory, model=choice.model.id, engine=choice.engine,
+        max_concurrency=min(throughput.MAX_CONCURRENCY, choice.load.max_num_seqs),
     )  # fmt: skip

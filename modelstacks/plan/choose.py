@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from modelstacks import price
 from modelstacks.catalog import Catalog, Gpu, Model
@@ -32,11 +33,11 @@ _HARDWARE = ("gpu", "gpus", "tensor_parallel", "pipeline_parallel", "quantizatio
 
 def candidates(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market) -> Iterator[Checked]:
     """Every configuration the question allows, checked, the profile's own first."""
+    # Scaled to zero, the hardware is the one that the first replica would take.
+    replicas = max(spec.replicas, 1)
     cheapest = math.inf
     for gpu in _gpus(spec, catalog, model, market):
-        topologies = [
-            (topology, price.cost(gpu, topology, spec.replicas, market)) for topology in _topologies(spec, gpu)
-        ]
+        topologies = [(topology, price.cost(gpu, topology, replicas, market)) for topology in _topologies(spec, gpu)]
         for quantization in _quantizations(spec, model):
             for topology, cost in topologies:
                 dollars = math.inf if cost.usd_per_hour is None else cost.usd_per_hour
@@ -59,7 +60,7 @@ def configurations(spec: StackSpec, catalog: Catalog, model: Model, market: pric
 
 
 def _checked(choice: Choice, spec: StackSpec, market: price.Market) -> Checked:
-    return check(choice, market, price.cost(choice.gpu, choice.topology, spec.replicas, market))
+    return check(choice, market, price.cost(choice.gpu, choice.topology, max(spec.replicas, 1), market))
 
 
 def best(checked: list[Checked]) -> Checked | None:
@@ -100,12 +101,12 @@ def alternatives(refused: Checked, spec: StackSpec, catalog: Catalog, market: pr
             continue
         passed = _checked(choice, spec, market)
         if passed.fits:
-            found[key] = _alternative(passed, refused, spec)
+            found[key] = _alternative(passed, refused, spec, catalog, market)
             kinds[kind] += 1
     if not found:
         anything = spec.model_copy(update=dict.fromkeys(_HARDWARE))
         cheapest = best(list(candidates(anything, catalog, refused.choice.model, market)))
-        return [_alternative(cheapest, refused, spec)] if cheapest is not None else []
+        return [_alternative(cheapest, refused, spec, catalog, market)] if cheapest is not None else []
     return list(found.values())
 
 
@@ -115,50 +116,96 @@ def within_budget(
     """For a plan that fits and costs too much: the cheapest other hardware within `usd` a month, a format each."""
     free = spec.model_copy(update=dict.fromkeys(_HARDWARE))
     found: list[Alternative] = []
-    for quantization in dear.choice.model.quantizations:
+    for quantization in spec.prefer.quantizations or dear.choice.model.quantizations:
         asked = free.model_copy(update={"quantization": quantization})
         cheapest = best(list(candidates(asked, catalog, dear.choice.model, market)))
         month = cheapest.cost.usd_per_month if cheapest is not None else None
         if cheapest is not None and month is not None and month <= usd:
-            found.append(_alternative(cheapest, dear, spec))
+            found.append(_alternative(cheapest, dear, spec, catalog, market))
     return sorted(found, key=lambda alternative: alternative.cost.usd_per_hour or math.inf)[:_MOST_OF_A_KIND]
 
 
-def _alternative(passed: Checked, refused: Checked, spec: StackSpec) -> Alternative:
+def _alternative(
+    passed: Checked, refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market
+) -> Alternative:
     return Alternative(
-        _change(passed.choice, refused.choice, spec), passed.choice, passed.cost, passed.memory.max_concurrency
+        _change(passed.choice, refused.choice, spec, catalog, market),
+        passed.choice,
+        passed.cost,
+        passed.memory.max_concurrency,
     )
 
 
-def _change(choice: Choice, refused: Choice, spec: StackSpec) -> str:
-    """The stack keys to set so that the question leads to `choice`: what differs, and what was left open."""
+def _change(choice: Choice, refused: Choice, spec: StackSpec, catalog: Catalog, market: price.Market) -> str:
+    """The stack keys to set so that the question leads to `choice`, as few as will do it."""
+    counts = (spec.gpus, spec.tensor_parallel, spec.pipeline_parallel)
+    if spec.gpu is not None and any(count is not None for count in counts):
+        # Hardware was named: what differs from the refused plan is enough, unless it leads elsewhere.
+        few = _differing(choice, refused, spec)
+        if _leads_to(choice, few, spec, catalog, market):
+            return _lines(few)
+    return _lines(_everything(choice, spec, catalog))
+
+
+_FIELDS = {
+    "engine": "engine", "gpu": "gpu", "gpus": "gpus", "quantization": "quantization", "kvCacheDtype": "kv_cache_dtype",
+    "tensorParallel": "tensor_parallel", "pipelineParallel": "pipeline_parallel", "context": "context",
+    "concurrency": "concurrency", "maxNumSeqs": "max_num_seqs", "gpuMemoryUtilization": "gpu_memory_utilization",
+}  # fmt: skip
+
+
+def _leads_to(choice: Choice, keys: dict[str, Any], spec: StackSpec, catalog: Catalog, market: price.Market) -> bool:
+    """The question with these keys set is answered with exactly this choice."""
+    asked = spec.model_copy(update={_FIELDS[key]: value for key, value in keys.items()})
+    tensor, pipeline = asked.tensor_parallel, asked.pipeline_parallel
+    if asked.gpus is not None and (tensor or 1) * (pipeline or 1) not in (asked.gpus, 1):
+        return False
+    led = best(list(candidates(asked, catalog, choice.model, market)))
+    return led is not None and _identity(led.choice) == _identity(choice)
+
+
+def _identity(choice: Choice) -> tuple[object, ...]:
+    return choice.gpu.id, choice.engine, choice.quantization, choice.topology, choice.load
+
+
+def _lines(keys: dict[str, Any]) -> str:
+    return ", ".join(f"modelstacks:{key}: {value}" for key, value in keys.items())
+
+
+def _values(choice: Choice) -> dict[str, Any]:
     topology, load = choice.topology, choice.load
-    open_counts = spec.gpus is None and spec.tensor_parallel is None and spec.pipeline_parallel is None
-    keys: list[tuple[str, object, object, object]] = [
-        ("engine", spec.engine, refused.engine, choice.engine),
-        ("gpu", spec.gpu, None, choice.gpu.id),
-        ("quantization", spec.quantization, refused.quantization, choice.quantization),
-        ("kvCacheDtype", spec.kv_cache_dtype, refused.load.kv_cache_dtype, load.kv_cache_dtype),
-        ("gpus", spec.gpus, refused.topology.gpus if spec.gpu else None, topology.gpus),
-        ("tensorParallel", spec.tensor_parallel, topology.tensor_parallel, topology.tensor_parallel),
-        ("pipelineParallel", spec.pipeline_parallel, topology.pipeline_parallel, topology.pipeline_parallel),
-        ("context", spec.context, refused.load.context, load.context),
-        ("concurrency", spec.concurrency, refused.load.concurrency, load.concurrency),
-        ("maxNumSeqs", spec.max_num_seqs, _own_sequences(refused), _own_sequences(choice)),
-    ]
-    changed = []
-    for key, asked, before, after in keys:
-        if key == "gpus" and asked is None and not open_counts:
-            continue
-        # What was set must be set anew when it differs; what was left open is named when it would be decided otherwise.
-        if (asked is not None and asked != after) or (asked is None and before != after):
-            changed.append(f"modelstacks:{key}: {after}")
-    return ", ".join(changed)
+    return {
+        "engine": choice.engine, "gpu": choice.gpu.id, "quantization": choice.quantization,
+        "kvCacheDtype": load.kv_cache_dtype, "gpus": topology.gpus, "tensorParallel": topology.tensor_parallel,
+        "pipelineParallel": topology.pipeline_parallel, "context": load.context, "concurrency": load.concurrency,
+        "maxNumSeqs": load.max_num_seqs if choice.sequences_set else None,
+        "gpuMemoryUtilization": load.gpu_memory_utilization,
+    }  # fmt: skip
 
 
-def _own_sequences(choice: Choice) -> int | None:
-    """Sequences per step where they are not what the engine would take by itself on that GPU."""
-    return choice.load.max_num_seqs if choice.sequences_set else None
+def _differing(choice: Choice, refused: Choice, spec: StackSpec) -> dict[str, Any]:
+    """What is another value than in the refused plan; counts that were not asked stay open."""
+    before, after = _values(refused), _values(choice)
+    left_open = {key for key in ("gpus", "tensorParallel", "pipelineParallel") if getattr(spec, _FIELDS[key]) is None}
+    return {
+        key: value
+        for key, value in after.items()
+        if value is not None and value != before[key] and key not in left_open
+    }
+
+
+def _everything(choice: Choice, spec: StackSpec, catalog: Catalog) -> dict[str, Any]:
+    """Hardware and format in full, and what would then still be decided otherwise."""
+    values, topology, node = _values(choice), choice.topology, choice.gpu.max_gpus_per_node
+    keys = ["gpu", "gpus", "quantization"]
+    usual = Topology(min(topology.gpus, node), max(1, topology.gpus // node))
+    if topology != usual or (spec.tensor_parallel, spec.pipeline_parallel) != (None, None):
+        keys += ["tensorParallel", "pipelineParallel"]
+    fixed = spec.model_copy(update={_FIELDS[key]: values[key] for key in keys})
+    then = _values(choice_for(fixed, catalog, choice.model, choice.gpu, choice.quantization, topology))
+    keys += [key for key in values if key not in keys and values[key] != then[key]]
+    named = {key: values[key] for key in keys if values[key] is not None}
+    return {key: value for key, value in named.items() if getattr(spec, _FIELDS[key]) != value}
 
 
 _Neighbour = tuple[str, Choice]
@@ -180,7 +227,7 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
         )
         return replace(new, load=load)
 
-    for quantization in model.quantizations:
+    for quantization in spec.prefer.quantizations or model.quantizations:
         if quantization != choice.quantization:
             other = at(choice.gpu, quantization, choice.topology)
             yield "quantization", other
@@ -225,8 +272,13 @@ def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
             fewer_at_once = replace(choice.load, max_num_seqs=sequences)
             fewer_states = replace(choice, load=fewer_at_once, sequences_set=True)
             yield "sequences", fewer_states
-            yield from _with_less_context("sequences", fewer_states)
-    for dtype in ("fp8", "fp8_e4m3fn", "auto"):
+            if refused.memory.max_concurrency_low <= 0:
+                # Nothing was left for the cache: fewer sequences make room for a shorter context at least.
+                yield from _with_less_context("sequences", fewer_states)
+    usual = choice.gpu.utilization(form.gpu_memory_utilization)
+    if choice.load.gpu_memory_utilization != usual:
+        yield "utilization", replace(choice, load=replace(choice.load, gpu_memory_utilization=usual))
+    for dtype in ("fp8", "fp8_e4m3fn", "auto", "bfloat16"):
         if dtype in form.kv_cache_dtypes and dtype != choice.load.kv_cache_dtype:
             narrow = replace(choice, load=replace(choice.load, kv_cache_dtype=dtype))
             yield "cache", narrow

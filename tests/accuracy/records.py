@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,11 +198,3 @@ def _model(name: str, architecture: Architecture, record: Record, weights_gib: f
         profiles=(Profile(gpu=record.gpu or "h100-sxm", gpus=1, quantization=record.quantization, context=context),),
         quantize_at_load={}, engine_flags={}, engine_refusals={},
     )  # fmt: skip
-
-
-def without_source(records: list[Record], source: str) -> list[Record]:
-    """Records of every other source."""
-    return [record for record in records if record.source != source]
-
-
-__all__ = ["Record", "architectures", "ask", "checkpoint_gib", "load", "replace", "without_source"]

@@ -17,8 +17,8 @@ from modelstacks.catalog.versions import version_key
 from modelstacks.plan import Plan
 
 GIB = 2**30
-# The sampler was rewritten in 0.17; communication buffers grew in 0.18.
-NEW_SAMPLER, NEW_LINK = (0, 17), (0, 18)
+# The sampler was rewritten, and communication buffers grew, in 0.17.
+NEW_SAMPLER, NEW_LINK = (0, 17), (0, 17)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_every_engine_form_has_its_template_and_every_tier_its_form() -> None:
         (Model, "models/mistral-nemo-12b", ("layers: 40", "layers: -1"), r"line \d+, architecture.layers"),
         (Model, "models/mistral-nemo-12b", ("kv_heads: 8", "kv_heads: 7"), "no multiple of kv_heads"),
         (Model, "models/mistral-nemo-12b", ("size_gib: 22.81", "size_gib: 22810"), "plausible"),
-        (Model, "models/mistral-nemo-12b", ("context: 32768", "context: 999999"), "exceeds 131072"),
+        (Model, "models/mistral-nemo-12b", ("context: 32768", "context: 999999"), "exceeds the model's 131072"),
         (Model, "models/mistral-nemo-12b", ("hidden: 5120", "hiden: 5120"), r"line \d+, architecture.*hiden"),
         (Model, "models/gemma-2-27b", ("must_accept: true", "must_accept: false"), "must be accepted"),
         (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: 0"), r"line \d+, machines.0.prices.0"),

@@ -73,6 +73,8 @@ def test_windows_save_nothing_before_their_version() -> None:
 
 @pytest.mark.parametrize("width", [1.0, 2.0])
 def test_narrower_elements_halve_what_a_token_takes(width: float) -> None:
-    """FP8 is one byte; the index row of sparse attention stays what it is."""
+    """FP8 is one byte; the index row of sparse attention stays what it is, and Hopper packs the latent one."""
     assert kvcache.token_bytes(model("llama-3.1-8b"), 1, width) == 2048 * width
-    assert kvcache.token_bytes(model("deepseek-v3.2"), 8, width) == 576 * width + 132
+    sparse = model("deepseek-v3.2")
+    assert kvcache.token_bytes(sparse, 8, width) == 576 * width + 132
+    assert kvcache.token_bytes(sparse, 8, width, packed=True) == (656 if width == 1 else 1152) + 132

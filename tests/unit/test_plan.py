@@ -133,6 +133,127 @@ def test_every_alternative_passes_the_same_check(values: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8},
+        {"model": "deepseek-r1", "tensorParallel": 3},
+        {"model": "mixtral-8x22b", "gpu": "h100-sxm", "gpus": 2, "context": 65536},
+        {"model": "mixtral-8x22b", "gpu": "h100-sxm", "gpus": 2, "quantization": "fp8", "context": 65536},
+        {"model": "qwen3.6-27b", "gpu": "h100-sxm", "gpus": 1, "concurrency": 16},
+        {"model": "qwen-2.5-72b", "gpu": "l4", "gpus": 2},
+        {"model": "llama-3.1-8b", "gpu": "l4", "gpus": 1, "quantization": "bf16", "engineVersion": "0.7.3"},
+        {"model": "mistral-nemo-12b", "gpu": "l4", "gpus": 1, "context": 131072},
+        {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 2, "gpuMemoryUtilization": 0.5, "concurrency": 4},
+        {"model": "llama-3.3-70b", "gpu": "l40s", "gpus": 2, "prefer": {"quantizations": ["bf16", "fp8"]}},
+    ],
+)
+def test_the_change_line_leads_to_what_it_promises(values: dict[str, Any]) -> None:
+    """The printed keys, set in the question, give the alternative's own plan; preferences are kept."""
+    decided = decide(**values)
+    assert not decided.fits
+    assert decided.alternatives
+    for alternative in decided.alternatives:
+        keys = dict(part.removeprefix("modelstacks:").split(": ") for part in alternative.change.split(", "))
+        numbers = {
+            k: float(v) if k == "gpuMemoryUtilization" else int(v) if v.isdigit() else v for k, v in keys.items()
+        }
+        again = decide(**{**values, **numbers})
+        assert again.fits, (alternative.change, again.refusals)
+        assert again.choice.gpu.id == alternative.choice.gpu.id, alternative.change
+        assert again.choice.topology == alternative.choice.topology, alternative.change
+        assert again.choice.load == alternative.choice.load, alternative.change
+        allowed = values.get("prefer", {}).get("quantizations")
+        assert allowed is None or alternative.choice.quantization in allowed
+
+
+@pytest.mark.parametrize("model", ["qwen-2.5-72b", "llama-3.1-70b", "llama-3.1-8b"])
+def test_scaling_to_zero_keeps_the_hardware(model: str) -> None:
+    """And costs nothing."""
+    one, none = decide(model=model), decide(model=model, replicas=0)
+    assert none.choice == one.choice
+    assert none.cost.usd_per_hour == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": "llama-3.1-8b", "gpu": "l4", "maxNumSeqs": 3000},
+        {"model": "qwen3.6-27b", "gpu": "h100-sxm", "maxNumBatchedTokens": 128},
+        {"model": "kimi-k3", "maxNumSeqs": 2},
+        {"model": "llama-3.1-8b", "gpu": "h100-sxm", "concurrency": 2000, "context": 256},
+        {"model": "gemma-2-27b", "gpu": "a100-80", "context": 4096, "concurrency": 200},
+    ],
+)
+def test_requests_never_exceed_sequences_nor_these_the_batch(values: dict[str, Any]) -> None:
+    """vLLM raises on either; what was asked is kept."""
+    load = decide(**values).choice.load
+    assert load.concurrency <= load.max_num_seqs <= load.max_num_batched_tokens
+    assert load.max_num_seqs == values.get("maxNumSeqs", load.max_num_seqs)
+    assert load.max_num_batched_tokens == values.get("maxNumBatchedTokens", load.max_num_batched_tokens)
+
+
+def test_more_recurrent_states_than_the_cache_keeps_are_refused() -> None:
+    """A hybrid 27B in 16 bits on one H100: vLLM 0.28 declined 1024 sequences; 0.19 did not look."""
+    question = {"model": "qwen3.8-27b", "gpu": "h100-sxm", "gpus": 1, "quantization": "bf16", "context": 32768}
+    decided = decide(**question)
+    assert [refusal.code for refusal in decided.refusals] == ["state-cache-too-small"]
+    fits = int(decided.refusals[0].have)
+    assert decide(**question, maxNumSeqs=fits, concurrency=1).fits
+    assert decide(**question, engineVersion="0.19.0", concurrency=1).fits
+
+
+def test_adapters_and_towers_take_memory_and_are_left_out_when_asked() -> None:
+    """LoRA: 80 MiB a slot of rank 16 for an 8B (vLLM lora/layers); a tower's weights and workspaces."""
+    plain, lora = decide(model="llama-3.1-8b", gpu="l4"), decide(model="llama-3.1-8b", gpu="l4", maxLoras=4)
+    took = plain.memory.kv_cache_gib - lora.memory.kv_cache_gib
+    assert took == pytest.approx(4 * 80 / 1024, rel=0.01)
+    images = decide(model="gemma-3-27b", gpu="h100-sxm", gpus=1)
+    text = decide(model="gemma-3-27b", gpu="h100-sxm", gpus=1, textOnly=True)
+    assert text.memory.kv_cache_gib > images.memory.kv_cache_gib + 1
+    assert not decide(model="gemma-3-27b", gpu="h100-sxm", gpus=1, textOnly=True, engine="tgi").fits
+    assert not decide(model="kimi-k2.6", gpu="h200", gpus=8, maxLoras=1).fits
+
+
+def test_preferences_bound_what_is_chosen() -> None:
+    """Open choices are made from them alone."""
+    chosen = decide(model="llama-3.3-70b", prefer={"gpus": ["h200", "b200"], "quantizations": ["bf16"]}).choice
+    assert chosen.gpu.id in ("h200", "b200")
+    assert chosen.quantization == "bf16"
+    assert decide(model="llama-3.3-70b", prefer={"maxGpus": 1}).choice.topology.gpus == 1
+    with pytest.raises(BadInput, match="leaves out"):
+        decide(model="llama-3.3-70b", gpu="l4", prefer={"gpus": ["h200"]})
+
+
+def test_what_a_checkpoint_asks_of_the_cache_is_asked_of_the_gpu() -> None:
+    """auto is FP8 for some; a card that cannot hold it says so, and 16 bits are planned when asked."""
+    question = {"model": "llama-3.1-70b", "quantization": "fp8", "gpu": "a100-80", "gpus": 2}
+    assert [refusal.code for refusal in decide(**question).refusals] == ["precision-unsupported"]
+    assert decide(**question, kvCacheDtype="bfloat16", concurrency=1).fits
+
+
+def test_a_budget_that_is_exceeded_names_what_would_do() -> None:
+    """Cheaper hardware within it, which plans again."""
+    question = {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "quantization": "fp8", "acceptedLicense": "qwen"}
+    decided = decide(stack="x", **question, budgetUsdPerMonth=3000)
+    assert [refusal.code for refusal in decided.refusals] == ["over-budget"]
+    for alternative in answer(decided)["alternatives"]:
+        assert alternative["cost"]["usd_per_month"] <= 3000
+        assert answer(decide(**alternative["options"]))["fits"]
+    assert decided.alternatives
+
+
+@pytest.mark.parametrize("version", ["0.6.6.post1", "v0.8.5", "0.11.2rc1+x", "0.19", "0.33.0"])
+def test_other_engine_versions_are_planned_and_said_to_be_so(version: str) -> None:
+    """A question about another version; what has no evidence is bad input."""
+    decided = decide(model="llama-3.1-8b", gpu="h100-sxm", engineVersion=version)
+    assert answer(decided)["engine_version"] == version.removeprefix("v")
+    assert any("whether it serves the model" in warning for warning in decided.warnings)
+    for unknown in ("0.5.0", "nightly"):
+        with pytest.raises(BadInput, match="no memory figures"):
+            decide(model="llama-3.1-8b", engineVersion=unknown)
+
+
+@pytest.mark.parametrize(
     ("values", "change"),
     [
         ({"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8}, "modelstacks:gpus: 16"),
