@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from modelstacks import project, spec
+from modelstacks import project, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.cli import tables
 from modelstacks.plan import plan
@@ -25,8 +25,8 @@ def draw() -> dict[str, str]:
     catalog = Catalog()
     drawn = {}
     for name, (command, stack, overlay) in PICTURES.items():
-        path = spec.stack_file(project.root(Path(__file__).parent), stack)
-        decided = plan(spec.parse_file(path, catalog, overlay=overlay), catalog, stack=stack)
+        path = stackfile.stack_file(project.root(Path(__file__).parent), stack)
+        decided = plan(stackfile.parse_file(path, catalog, overlay=overlay), catalog, stack=stack)
         console = Console(record=True, file=io.StringIO(), width=108, highlight=False, force_terminal=True)
         tables.plan(decided, console)
         svg = console.export_svg(title=command, unique_id=name.removesuffix(".svg"))

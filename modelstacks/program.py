@@ -17,7 +17,7 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 from pulumi.runtime import config as runtime_config
 
-from modelstacks import project, render, review, spec
+from modelstacks import project, render, review, spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, ModelstacksError, Problem, Refused
 from modelstacks.plan import Plan, plan
@@ -59,18 +59,18 @@ def read_question(stack: str, catalog: Catalog) -> Question:
     `modelstacks:stackFile` names the stack file to read when the engine's own config is an overlay for the embedded
     cluster; every other key then goes on top of that file.
     """
-    spec.check_stack_name(stack)
+    stackfile.check_stack_name(stack)
     config: Mapping[str, Any] = {**runtime_config.get_config_env(), **runtime_config.CONFIG.get()}
-    values = spec.config_values(config)
+    values = stackfile.config_values(config)
     source = values.pop("stackFile", None)
     values.pop("hubToken", None)
     if source is None:
         return Question(stack, spec.parse(values, catalog, source=f"Pulumi.{stack}.yaml"), overlaid=False)
     path = Path(source)
-    if spec.stack_name(path) != stack:
+    if stackfile.stack_name(path) != stack:
         problem = Problem("modelstacks:stackFile", f"is {path.name}, the stack is {stack}", source)
         raise BadInput([problem], source=f"Pulumi.{stack}.yaml", next_step=f"make up STACK={stack}")
-    return Question(stack, spec.parse_file(path, catalog, overlay=values), overlaid=True)
+    return Question(stack, stackfile.parse_file(path, catalog, overlay=values), overlaid=True)
 
 
 def refuse(decided: Plan) -> None:

@@ -6,19 +6,16 @@ Defaults live here and nowhere else. Every mistake is reported at once, with its
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import reprlib
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from modelstacks import documents, project
 from modelstacks.catalog import Catalog
-from modelstacks.errors import BadInput, Problem, listed
+from modelstacks.errors import BadInput, Problem
 
 NAMESPACE = "modelstacks"
 
@@ -29,9 +26,6 @@ QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 # The ranks that vLLM has kernels for (config/lora.py).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# A stack's name becomes part of object names: RayService allows 47 characters (KubeRay MaxRayServiceNameLength).
-_STACK_NAME = re.compile(r"[a-z]([a-z0-9.-]*[a-z0-9])?")
-_STACK_NAME_MAX = 40
 _TAKEN_NAMESPACES = ("default",)
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
@@ -160,9 +154,6 @@ class StackSpec(_Section):
 
 KEYS = tuple(_camel(name) for name in StackSpec.model_fields)
 
-# Keys that the Pulumi program reads beside the spec: a secret must never pass through plan or render.
-PROGRAM_KEYS = ("hubToken", "stackFile")
-
 
 def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackSpec:
     """Check `values` (key without prefix → value) against the catalogue and build the spec.
@@ -183,130 +174,6 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
     return spec
 
 
-def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | None = None) -> StackSpec:
-    """Read a stack file and parse it. Keys of other Pulumi packages are left alone."""
-    found, bare = _config_of(path)
-    values = {**found, **(overlay or {})}
-    try:
-        parsed = parse({k: v for k, v in values.items() if k not in PROGRAM_KEYS}, catalog, source=str(path))
-    except BadInput as error:
-        raise BadInput([*bare, *error.problems], source=str(path), next_step=error.next_step) from None
-    if bare:
-        raise BadInput(bare, source=str(path), next_step="add the namespace and run again")
-    return parsed
-
-
-def stack_values(path: Path) -> dict[str, Any]:
-    """The modelstacks keys of a stack file, prefix removed. Raises BadInput for a file that is not one."""
-    return _config_of(path)[0]
-
-
-def _config_of(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """The modelstacks keys of a stack file, and a problem for each key that no package could own."""
-    next_step = "see docs/stack-file.md, or write one with modelstacks init"
-    data = documents.read_file(path)
-    if data is None:
-        raise BadInput([Problem("file", "is empty", allowed="config: {modelstacks:model: …}")],
-            source=str(path), next_step=next_step,
-        )  # fmt: skip
-    config = data.get("config") if isinstance(data, dict) else None
-    if not isinstance(config, dict):
-        problem = Problem("config", "must be a mapping of modelstacks:… keys")
-        raise BadInput([problem], source=str(path), next_step=next_step)
-    problems: list[Problem] = []
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if not isinstance(key, str) or ":" not in key:
-            near = _nearest(str(key), KEYS)
-            hint = f"{NAMESPACE}:{near or key}"
-            problems.append(Problem(f"config.{key}", "has no namespace", key, suggestion=hint))
-        elif key.startswith(f"{NAMESPACE}:"):
-            values[key.removeprefix(f"{NAMESPACE}:")] = value
-    return values, problems
-
-
-def config_values(config: Mapping[str, str]) -> dict[str, Any]:
-    """The modelstacks keys of a running Pulumi program, where objects arrive as JSON text."""
-    values: dict[str, Any] = {}
-    for key, text in config.items():
-        namespace, _, name = key.partition(":")
-        if namespace != NAMESPACE:
-            continue
-        value: Any = text
-        if isinstance(text, str) and (text[:1] in ("{", "[") or text in ("true", "false")):
-            try:
-                value = json.loads(text)
-            except ValueError:
-                value = text
-        elif name in ("gpuMemoryUtilization", "budgetUsdPerMonth"):
-            value = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text
-        values[name] = value
-    return values
-
-
-def stack_file(project_dir: Path, stack: str) -> Path:
-    """The file of a stack. Raises BadInput for a bad name, an unknown stack, or two files with one name."""
-    check_stack_name(stack)
-    folder = project.stacks_dir(project_dir)
-    found = [path for path in (*_stack_files(folder), *_stack_files(project_dir)) if stack_name(path) == stack]
-    clash = [name for name in stack_names(project_dir) if name != stack and object_name(name) == object_name(stack)]
-    if clash:
-        text = f"{stack} and {clash[0]} would name the same objects: {object_name(stack)}"
-        raise BadInput([Problem("stack", text, stack)], source="stacks", next_step="rename one of the files")
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(project_dir)) for path in sorted(found))
-        raise BadInput(
-            [Problem("stack", f"two files have the name {stack}: {names}", stack)],
-            source="stacks", next_step="keep one of them in stacks/",
-        )  # fmt: skip
-    if not found:
-        names_known = stack_names(project_dir)
-        near = _nearest(stack, names_known)
-        raise BadInput(
-            [Problem("stack", f"there is no stacks/Pulumi.{stack}.yaml", stack, listed(names_known), near)],
-            source="stacks", next_step=f"modelstacks init {stack} --model <model>",
-        )  # fmt: skip
-    return found[0]
-
-
-def stack_names(project_dir: Path) -> tuple[str, ...]:
-    """Every stack of the project, sorted."""
-    return tuple(sorted({stack_name(path) for path in _stack_files(project.stacks_dir(project_dir))}))
-
-
-def _stack_files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("Pulumi.*.*") if path.suffix in (".yaml", ".yml")]
-
-
-def stack_name(path: Path) -> str:
-    """The stack that a file Pulumi.<stack>.yaml belongs to."""
-    return path.name.removeprefix("Pulumi.").removesuffix(".yaml").removesuffix(".yml")
-
-
-def object_name(stack: str) -> str:
-    """The base of a stack's object names: dots are not allowed in all of them."""
-    return stack.replace(".", "-")
-
-
-def check_namespaces(specs: Mapping[str, StackSpec]) -> None:
-    """Raise BadInput when two stacks would own one namespace: deleting one would delete the other's objects."""
-    owners: dict[str, str] = {}
-    for stack, spec in specs.items():
-        namespace = spec.namespace or object_name(stack)
-        if namespace in owners:
-            text = f"{namespace!r} is the namespace of {owners[namespace]} too"
-            problem = Problem(f"{stack}: {_path('namespace')}", text, namespace, "one namespace a stack")
-            raise BadInput([problem], source="stacks", next_step="give one of them another namespace")
-        owners[namespace] = stack
-
-
-def check_stack_name(stack: str) -> None:
-    """Raise BadInput unless the name can be part of Kubernetes object names."""
-    if not _STACK_NAME.fullmatch(stack) or len(stack) > _STACK_NAME_MAX:
-        allowed = f"lower case letters, digits, '-' and '.', a letter first, at most {_STACK_NAME_MAX} characters"
-        raise BadInput([Problem("stack", f"{stack!r} is no usable stack name", stack, allowed)], source="stack")
-
-
 def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
     cloud = values.get("cloud")
     kind = cloud.get("kind") if isinstance(cloud, Mapping) else None
@@ -319,14 +186,14 @@ def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
     named = prefer.get("gpus") if isinstance(prefer, Mapping) else None
     known += [("prefer.gpus", gpu, catalog.gpu_ids) for gpu in (named if isinstance(named, list | tuple) else ())]
     problems = [
-        Problem(_path(path), f"{value!r} is not known", value, ", ".join(allowed), _nearest(value, allowed))
+        Problem(key_path(path), f"{value!r} is not known", value, ", ".join(allowed), nearest(value, allowed))
         for path, value, allowed in known
         if isinstance(value, str) and value not in allowed
     ]
     model = values.get("model")
     if isinstance(model, str) and model not in catalog.model_ids:
         unknown = catalog.unknown_model(model)
-        problems.append(Problem(_path("model"), unknown.message, model, unknown.allowed, unknown.suggestion))
+        problems.append(Problem(key_path("model"), unknown.message, model, unknown.allowed, unknown.suggestion))
     return problems
 
 
@@ -335,12 +202,12 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     tensor, pipeline, gpus = spec.tensor_parallel, spec.pipeline_parallel, spec.gpus
     if gpus is not None and tensor is not None and pipeline is not None and tensor * pipeline != gpus:
         product = f"tensorParallel {tensor} × pipelineParallel {pipeline} = {tensor * pipeline}"
-        problems.append(Problem(_path("gpus"), f"is {gpus}, but {product}", gpus, f"{tensor * pipeline}"))
+        problems.append(Problem(key_path("gpus"), f"is {gpus}, but {product}", gpus, f"{tensor * pipeline}"))
     elif gpus is not None:
         for key, part in (("tensorParallel", tensor), ("pipelineParallel", pipeline)):
             if part is not None and gpus % part:
                 divisors = ", ".join(str(n) for n in range(1, gpus + 1) if gpus % n == 0)
-                problems.append(Problem(_path(key), f"{part} does not divide gpus {gpus}", part, divisors))
+                problems.append(Problem(key_path(key), f"{part} does not divide gpus {gpus}", part, divisors))
     total = gpus or (tensor or 1) * (pipeline or 1)
     nodes = (
         {catalog.gpus[spec.gpu].max_gpus_per_node}
@@ -351,7 +218,7 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         node = max(nodes)
         key = "gpus" if gpus is not None else "tensorParallel" if tensor is not None else "pipelineParallel"
         text = f"{total} GPUs per replica are no whole number of nodes of {node}"
-        problems.append(Problem(_path(key), text, total, f"1 to {node} GPUs, or a multiple of {node}"))
+        problems.append(Problem(key_path(key), text, total, f"1 to {node} GPUs, or a multiple of {node}"))
     if spec.cloud is not None:
         kind = catalog.clouds[spec.cloud.kind]
         given = spec.cloud.model_dump(by_alias=True, exclude_unset=True, exclude={"kind"})
@@ -359,64 +226,66 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
             if option not in kind.options:
                 allowed = ", ".join(kind.options) or "no options"
                 text = f"is not an option of kind {kind.id}"
-                problems.append(Problem(_path(f"cloud.{option}"), text, given[option], allowed))
+                problems.append(Problem(key_path(f"cloud.{option}"), text, given[option], allowed))
         zones = kind.options.get("zones", {}).get("allowed")
         for zone in spec.cloud.zones:
             if zones is not None and zone not in zones:
-                problems.append(Problem(_path("cloud.zones"), f"{zone!r} is not known", zone, ", ".join(zones)))
+                problems.append(Problem(key_path("cloud.zones"), f"{zone!r} is not known", zone, ", ".join(zones)))
         of = spec.cloud.machines_of
         clouds = tuple(sorted({machine.cloud for machine in catalog.machines}))
         if of is not None and of not in clouds:
-            problems.append(Problem(_path("cloud.machinesOf"), f"{of!r} is not known", of, ", ".join(clouds)))
+            problems.append(Problem(key_path("cloud.machinesOf"), f"{of!r} is not known", of, ", ".join(clouds)))
     if spec.namespace in _TAKEN_NAMESPACES or (spec.namespace or "").startswith("kube-"):
         text = f"{spec.namespace!r} belongs to the cluster; a stack labels and owns its namespace"
-        problems.append(Problem(_path("namespace"), text, spec.namespace, "a namespace of its own"))
+        problems.append(Problem(key_path("namespace"), text, spec.namespace, "a namespace of its own"))
     sequences, batch = spec.max_num_seqs, spec.max_num_batched_tokens
     if sequences is not None and batch is not None and batch < sequences:
         text = f"{batch} is below maxNumSeqs {sequences}: every running request takes a token of each step"
-        problems.append(Problem(_path("maxNumBatchedTokens"), text, batch, f"{sequences} or more"))
+        problems.append(Problem(key_path("maxNumBatchedTokens"), text, batch, f"{sequences} or more"))
     if sequences is not None and spec.concurrency is not None and sequences < spec.concurrency:
         text = f"{sequences} is below concurrency {spec.concurrency}"
-        problems.append(Problem(_path("maxNumSeqs"), text, sequences, f"{spec.concurrency} or more"))
+        problems.append(Problem(key_path("maxNumSeqs"), text, sequences, f"{spec.concurrency} or more"))
     if batch is not None and spec.concurrency is not None and batch < spec.concurrency:
         text = f"{batch} is below concurrency {spec.concurrency}: every running request takes a token of each step"
-        problems.append(Problem(_path("maxNumBatchedTokens"), text, batch, f"{spec.concurrency} or more"))
+        problems.append(Problem(key_path("maxNumBatchedTokens"), text, batch, f"{spec.concurrency} or more"))
     if spec.prefer.max_gpus is not None and (spec.gpus or tensor or 0) > spec.prefer.max_gpus:
         text = f"{spec.gpus or tensor} is more than prefer.maxGpus {spec.prefer.max_gpus}"
-        problems.append(Problem(_path("gpus"), text, spec.gpus or tensor, f"at most {spec.prefer.max_gpus}"))
+        problems.append(Problem(key_path("gpus"), text, spec.gpus or tensor, f"at most {spec.prefer.max_gpus}"))
     if spec.max_lora_rank is not None and spec.max_lora_rank not in LORA_RANKS:
         ranks = ", ".join(map(str, LORA_RANKS))
-        problems.append(Problem(_path("maxLoraRank"), f"{spec.max_lora_rank} has no kernel", spec.max_lora_rank, ranks))
+        problems.append(
+            Problem(key_path("maxLoraRank"), f"{spec.max_lora_rank} has no kernel", spec.max_lora_rank, ranks)
+        )
     if spec.max_lora_rank is not None and not (spec.max_loras or spec.lora_modules):
-        problems.append(Problem(_path("maxLoraRank"), "is set, but no adapter is: add loraModules or maxLoras"))
+        problems.append(Problem(key_path("maxLoraRank"), "is set, but no adapter is: add loraModules or maxLoras"))
     outside = spec.gpu is not None and spec.prefer.gpus and spec.gpu not in spec.prefer.gpus
     if outside:
         allowed = ", ".join(spec.prefer.gpus)
-        problems.append(Problem(_path("gpu"), f"is {spec.gpu}, which prefer.gpus leaves out", spec.gpu, allowed))
+        problems.append(Problem(key_path("gpu"), f"is {spec.gpu}, which prefer.gpus leaves out", spec.gpu, allowed))
     if spec.quantization and spec.prefer.quantizations and spec.quantization not in spec.prefer.quantizations:
         allowed = ", ".join(spec.prefer.quantizations)
         text = f"is {spec.quantization}, which prefer.quantizations leaves out"
-        problems.append(Problem(_path("quantization"), text, spec.quantization, allowed))
+        problems.append(Problem(key_path("quantization"), text, spec.quantization, allowed))
     if spec.weights.claim is not None and spec.weights.storage_class is not None:
-        problems.append(Problem(_path("weights"), "takes claim or storageClass, not both"))
+        problems.append(Problem(key_path("weights"), "takes claim or storageClass, not both"))
     return problems
 
 
 def _problem(detail: Any) -> Problem:
     """One pydantic error in the words of the stack file."""
     steps = [str(step) for step in detail["loc"]]
-    path = _path(".".join(_camel(step) for step in steps))
+    path = key_path(".".join(_camel(step) for step in steps))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
         sections: dict[str, type[_Section]] = {"cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec}
         section = sections.get(steps[0] if len(steps) > 1 else "", StackSpec)
         names = tuple(_camel(name) for name in section.model_fields)
-        return Problem(path, "is not a known key", value, ", ".join(names), _nearest(steps[-1], names))
+        return Problem(path, "is not a known key", value, ", ".join(names), nearest(steps[-1], names))
     if detail["type"] == "missing":
         return Problem(path, "is missing; name a model, see `modelstacks models`")
     if detail["type"] == "literal_error":
         allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-        near = _nearest(value, tuple(allowed.split(", "))) if isinstance(value, str) else None
+        near = nearest(value, tuple(allowed.split(", "))) if isinstance(value, str) else None
         return Problem(path, f"{value!r} is not known", value, allowed, near)
     if detail["type"] in ("model_type", "dict_type", "tuple_type", "string_type", "bool_type", "bool_parsing"):
         wanted = {
@@ -444,11 +313,11 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _path(key: str) -> str:
+def key_path(key: str) -> str:
     return f"{NAMESPACE}:{key}"
 
 
-def _nearest(word: str, words: tuple[str, ...]) -> str | None:
+def nearest(word: str, words: tuple[str, ...]) -> str | None:
     folded = {candidate.lower(): candidate for candidate in words}
     longer = [candidate for low, candidate in folded.items() if low.startswith(f"{word.lower()}-")]
     if longer:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from modelstacks import project, spec
+from modelstacks import project, spec, stackfile
 
 ROOT = project.root(Path(__file__))
 MODELSTACKS = str(Path(sys.executable).parent / "modelstacks")
@@ -59,7 +59,7 @@ def many_stacks(folder: Path, count: int) -> None:
     """A project of `count` stacks, made from the project's own."""
     (folder / "stacks").mkdir(parents=True)
     shutil.copy(ROOT / "Pulumi.yaml", folder)
-    names = spec.stack_names(ROOT)
+    names = stackfile.stack_names(ROOT)
     for index in range(count):
         source = ROOT / "stacks" / f"Pulumi.{names[index % len(names)]}.yaml"
         shutil.copy(source, folder / "stacks" / f"Pulumi.s{index}.yaml")
@@ -69,7 +69,11 @@ def bench_processes() -> None:
     line("python -c pass", seconds([sys.executable, "-c", "pass"], ROOT), "baseline")
     line("modelstacks plan quickstart", seconds([MODELSTACKS, "plan", "quickstart"], ROOT), "aim: below 0.5 s")
     render = [MODELSTACKS, "render", "--all", "--check"]
-    line(f"modelstacks render --all ({len(spec.stack_names(ROOT))} stacks)", seconds(render, ROOT), "aim: below 1.5 s")
+    line(
+        f"modelstacks render --all ({len(stackfile.stack_names(ROOT))} stacks)",
+        seconds(render, ROOT),
+        "aim: below 1.5 s",
+    )
     for count in (250, 500, 1000):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "project"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from modelstacks import documents, project, spec
+from modelstacks import documents, project, spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.cli.local import local_app
 from modelstacks.cli.model import model_app
@@ -222,7 +222,7 @@ def cost(
     """What stacks or models cost: an hour, a month, a million tokens, a query, and where an API costs the same."""
     from modelstacks.cli import costs
 
-    wanted = spec.stack_names(project.root()) if all_stacks else tuple(names or ())
+    wanted = stackfile.stack_names(project.root()) if all_stacks else tuple(names or ())
     if not wanted:
         raise BadInput([Problem("name", "name a stack or a model, or --all")], source="command line")
     catalog = Catalog()
@@ -246,10 +246,10 @@ def init(
     from modelstacks.answer import options
 
     catalog = Catalog()
-    spec.check_stack_name(stack)
+    stackfile.check_stack_name(stack)
     folder = project.root()
     target = project.stacks_dir(folder) / f"Pulumi.{stack}.yaml"
-    if stack in spec.stack_names(folder):
+    if stack in stackfile.stack_names(folder):
         problem = Problem("stack", f"stacks/Pulumi.{stack}.yaml exists already", stack)
         raise BadInput([problem], source="init", next_step="choose another name, or edit that file")
     asked = spec.parse({"model": model} | ({"gpu": gpu} if gpu else {}), catalog, source="init")
@@ -306,12 +306,12 @@ def _question(
         raise BadInput([problem], source="plan", next_step="modelstacks models")
     if name is not None:
         folder = project.root()
-        if name in spec.stack_names(folder):
-            path = spec.stack_file(folder, name)
-            return name, spec.parse_file(path, catalog, overlay=overrides)
+        if name in stackfile.stack_names(folder):
+            path = stackfile.stack_file(folder, name)
+            return name, stackfile.parse_file(path, catalog, overlay=overrides)
         if name not in catalog.model_ids:
             unknown = catalog.unknown_model(name)
-            stacks = listed(spec.stack_names(folder)) or "none"
+            stacks = listed(stackfile.stack_names(folder)) or "none"
             problem = Problem(
                 "name", f"{unknown.message}; no stack has that name either", name, None, unknown.suggestion
             )
@@ -324,12 +324,12 @@ def _question(
 
 def _plans(folder: Path, stacks: list[str] | None, all_stacks: bool) -> list[tuple[str, Plan, Catalog]]:
     """The plans of the named stacks, every one of them parsed before the first is used."""
-    names = spec.stack_names(folder) if all_stacks else tuple(stacks or ())
+    names = stackfile.stack_names(folder) if all_stacks else tuple(stacks or ())
     if not names:
         raise BadInput([Problem("stack", "name a stack, or --all")], source="command line")
     catalog = Catalog()
-    asked = [(name, spec.parse_file(spec.stack_file(folder, name), catalog)) for name in names]
-    spec.check_namespaces(dict(asked))
+    asked = [(name, stackfile.parse_file(stackfile.stack_file(folder, name), catalog)) for name in names]
+    stackfile.check_namespaces(dict(asked))
     return [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
 
 
@@ -359,7 +359,7 @@ def _leftovers(folder: Path, check: bool) -> list[str]:
     import shutil
 
     rendered = folder / "rendered"
-    known = set(spec.stack_names(folder))
+    known = set(stackfile.stack_names(folder))
     gone = (
         [path for path in sorted(rendered.iterdir()) if path.is_dir() and path.name not in known]
         if rendered.is_dir()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from modelstacks import render, spec
+from modelstacks import render, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import ClusterError, Refused
 from modelstacks.local import cluster, machines, toolchain, workspace
@@ -49,10 +49,10 @@ def preview(root: Path, stack: str, report: Report) -> None:
 def simulated_plan(root: Path, stack: str) -> Plan:
     """The stack's plan with simulated nodes in place of its cloud. Raises BadInput or Refused."""
     catalog = Catalog()
-    path = spec.stack_file(root, stack)
-    declared = spec.parse_file(path, catalog)
+    path = stackfile.stack_file(root, stack)
+    declared = stackfile.parse_file(path, catalog)
     own = declared.cloud is not None and declared.cloud.kind == "kwok"
-    asked = declared if own else spec.parse_file(path, catalog, overlay={"cloud": {"kind": "kwok"}})
+    asked = declared if own else stackfile.parse_file(path, catalog, overlay={"cloud": {"kind": "kwok"}})
     decided = plan(asked, catalog, stack=stack)
     if decided.refusals:
         lines = [f"{stack} is refused", *decided.refusal_lines]

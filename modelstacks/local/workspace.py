@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from modelstacks import documents, spec
+from modelstacks import documents, stackfile
 from modelstacks.errors import ClusterError
 from modelstacks.local.layout import Layout
 from modelstacks.local.plugins import install
@@ -50,7 +50,7 @@ def prepare(layout: Layout, root: Path) -> None:
     named = {kind: [{"name": name, "path": str(layout.plugins)}] for kind, name in kinds.items() if name in stand_ins}
     project |= {"plugins": named} if named else {}
     _write(local / "Pulumi.yaml", documents.write(project))
-    names = spec.stack_names(root)
+    names = stackfile.stack_names(root)
     for name in names:
         target = local / "stacks" / f"Pulumi.{name}.yaml"
         kept: dict[str, Any] = (documents.read_file(target) or {}) if target.is_file() else {}
@@ -60,7 +60,7 @@ def prepare(layout: Layout, root: Path) -> None:
 
 def _overlay(layout: Layout, root: Path, stack: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What differs on the embedded cluster: where it is, and simulated nodes unless the stack asks for them itself."""
-    path = spec.stack_file(root, stack)
+    path = stackfile.stack_file(root, stack)
     cloud = _declared_cloud(path)
     overlay: dict[str, Any] = {
         "modelstacks:stackFile": str(path),
@@ -73,7 +73,7 @@ def _overlay(layout: Layout, root: Path, stack: str, kept: Mapping[str, Any]) ->
 
 def _declared_cloud(path: Path) -> Mapping[str, Any]:
     try:
-        cloud = spec.stack_values(path).get("cloud")
+        cloud = stackfile.stack_values(path).get("cloud")
     except Exception:  # a broken file of another stack must not stop this one; its own `up` reports it
         return {}
     return cloud if isinstance(cloud, Mapping) else {}

@@ -15,6 +15,7 @@ from modelstacks.plan.check import (
     Checked,
     check,
     choice_for,
+    load_cache,
     longest_context,
     profile_for,
     weights_of,
@@ -278,8 +279,9 @@ def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
     usual = choice.gpu.utilization(form.gpu_memory_utilization)
     if choice.load.gpu_memory_utilization != usual:
         yield "utilization", replace(choice, load=replace(choice.load, gpu_memory_utilization=usual))
-    for dtype in ("fp8", "fp8_e4m3fn", "auto", "bfloat16"):
-        if dtype in form.kv_cache_dtypes and dtype != choice.load.kv_cache_dtype:
+    current = form.kv_cache_dtypes.get(load_cache(choice))
+    for dtype in ("fp8", "fp8_e4m3fn", "bfloat16"):
+        if dtype in form.kv_cache_dtypes and form.kv_cache_dtypes[dtype] != current:
             narrow = replace(choice, load=replace(choice.load, kv_cache_dtype=dtype))
             yield "cache", narrow
             yield from _with_less_context("cache", narrow)

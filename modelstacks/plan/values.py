@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Gpu, Model, TierForm
 from modelstacks.fit import Load, Memory, Topology
 from modelstacks.price import Cost
-from modelstacks.spec import StackSpec, object_name
+from modelstacks.spec import StackSpec
+from modelstacks.stackfile import object_name
 from modelstacks.throughput import Throughput
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from modelstacks import documents, spec
+from modelstacks import documents, stackfile
 from modelstacks.local import journey
 from tests.embedded.conftest import ROOT, Checkout
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.embedded
 
 # One stack for each tier and engine; `make test-all` takes every one.
 SAMPLE = ("quickstart", "qwen-2.5-72b", "gemma-2-27b", "deepseek-r1")
-STACKS = spec.stack_names(ROOT) if os.environ.get("MODELSTACKS_ALL_STACKS") else SAMPLE
+STACKS = stackfile.stack_names(ROOT) if os.environ.get("MODELSTACKS_ALL_STACKS") else SAMPLE
 
 
 def eventually(what: str, holds: Callable[[], bool], timeout_s: int = 90) -> None:
@@ -112,7 +112,7 @@ def test_up_scale_destroy(stack: str, checkout: Checkout) -> None:
     eventually("no GPU is left", lambda: not checkout.objects("nodes", "-l", "karpenter.sh/nodepool"))
 
 
-@pytest.mark.parametrize("stack", spec.stack_names(ROOT))
+@pytest.mark.parametrize("stack", stackfile.stack_names(ROOT))
 def test_every_manifest_is_accepted_by_the_api_server(stack: str, running: Checkout) -> None:
     """Strict fields, real CRDs, and the namespace's own Pod Security level for every pod template."""
     checkout = running

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelstacks import project, spec
+from modelstacks import project, stackfile
 
 ROOT = project.root()
 
@@ -113,7 +113,7 @@ def test_a_refused_stack_keeps_its_last_reviewed_render(copy: Path) -> None:
 def test_init_writes_a_stack_that_plans(copy: Path) -> None:
     """From a model's name to a stack file, which is never overwritten."""
     assert run("init", "mine", "--model", "mixtral-8x22b", cwd=copy).returncode == 0
-    assert spec.stack_names(copy) == ("mine", "quickstart")
+    assert stackfile.stack_names(copy) == ("mine", "quickstart")
     assert run("plan", "mine", cwd=copy).returncode == 0
     again = run("init", "mine", "--model", "mixtral-8x22b", cwd=copy)
     assert again.returncode == 2

@@ -226,7 +226,7 @@ def test_preferences_bound_what_is_chosen() -> None:
 
 def test_what_a_checkpoint_asks_of_the_cache_is_asked_of_the_gpu() -> None:
     """auto is FP8 for some; a card that cannot hold it says so, and 16 bits are planned when asked."""
-    question = {"model": "llama-3.1-70b", "quantization": "fp8", "gpu": "a100-80", "gpus": 2}
+    question = {"model": "gemma-4-31b", "quantization": "nvfp4", "gpu": "a100-80", "gpus": 1, "context": 16384}
     assert [refusal.code for refusal in decide(**question).refusals] == ["precision-unsupported"]
     assert decide(**question, kvCacheDtype="bfloat16", concurrency=1).fits
 

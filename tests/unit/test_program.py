@@ -13,12 +13,12 @@ import pytest
 import yaml
 from pulumi.runtime import mocks
 
-from modelstacks import program, project, spec
+from modelstacks import program, project, stackfile
 from modelstacks.catalog import Catalog
 
 ROOT = project.root()
 CATALOG = Catalog()
-STACKS = spec.stack_names(ROOT)
+STACKS = stackfile.stack_names(ROOT)
 COMPONENTS = "modelstacks:index:"
 
 
@@ -59,7 +59,7 @@ def run_program(stack: str, config: dict[str, str], monkeypatch: pytest.MonkeyPa
 
 def config_of(stack: str) -> dict[str, str]:
     """A stack file's config as the engine hands it over: every value as text."""
-    data = yaml.safe_load(spec.stack_file(ROOT, stack).read_text())["config"]
+    data = yaml.safe_load(stackfile.stack_file(ROOT, stack).read_text())["config"]
     return {key: json.dumps(value) if isinstance(value, dict | list) else str(value) for key, value in data.items()}
 
 

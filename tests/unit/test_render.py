@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.serve.schema import ServeDeploySchema
 
-from modelstacks import documents, project, render, review, spec
+from modelstacks import documents, project, render, review, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.plan import Plan, plan
 
 CATALOG = Catalog()
-STACKS = spec.stack_names(project.root())
+STACKS = stackfile.stack_names(project.root())
 TEMPLATES = CATALOG.templates
 
 
 def plan_of(stack: str, **overlay: Any) -> Plan:
     """The plan of one of the project's stacks, changed."""
-    path = spec.stack_file(project.root(), stack)
-    return plan(spec.parse_file(path, CATALOG, overlay=overlay), CATALOG, stack=stack)
+    path = stackfile.stack_file(project.root(), stack)
+    return plan(stackfile.parse_file(path, CATALOG, overlay=overlay), CATALOG, stack=stack)
 
 
 def objects(decided: Plan) -> dict[str, dict[str, Any]]:
@@ -49,8 +49,8 @@ def test_rendering_twice_gives_the_same_bytes(stack: str) -> None:
     """Two independent catalogues, two renders, one result."""
     first = review.files(plan_of(stack), CATALOG, stack)
     again = Catalog()
-    path = spec.stack_file(project.root(), stack)
-    second = review.files(plan(spec.parse_file(path, again), again, stack=stack), again, stack)
+    path = stackfile.stack_file(project.root(), stack)
+    second = review.files(plan(stackfile.parse_file(path, again), again, stack=stack), again, stack)
     assert first == second
 
 

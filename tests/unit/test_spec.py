@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelstacks import spec
+from modelstacks import spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput
 
@@ -104,8 +104,8 @@ def test_engine_config_and_stack_file_mean_the_same(tmp_path: Path) -> None:
         "modelstacks:gpuMemoryUtilization": "0.9",
         "modelstacks:requireReviewed": "true",
     }
-    from_engine = spec.parse(spec.config_values(config), CATALOG, source="engine")
-    assert spec.parse_file(path, CATALOG) == from_engine
+    from_engine = spec.parse(stackfile.config_values(config), CATALOG, source="engine")
+    assert stackfile.parse_file(path, CATALOG) == from_engine
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_files_that_are_no_stack_files_say_why(tmp_path: Path, text: str, says: 
     path = tmp_path / "Pulumi.x.yaml"
     path.write_text(text)
     with pytest.raises(BadInput, match=says) as caught:
-        spec.parse_file(path, CATALOG)
+        stackfile.parse_file(path, CATALOG)
     assert str(path) in str(caught.value)
 
 
@@ -134,7 +134,7 @@ def test_two_files_of_one_stack_are_refused(tmp_path: Path) -> None:
     (tmp_path / "stacks" / "Pulumi.a.yaml").touch()
     (tmp_path / "Pulumi.a.yaml").touch()
     with pytest.raises(BadInput, match="two files have the name a"):
-        spec.stack_file(tmp_path, "a")
+        stackfile.stack_file(tmp_path, "a")
 
 
 def test_stacks_that_would_own_the_same_objects_are_refused(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_stacks_that_would_own_the_same_objects_are_refused(tmp_path: Path) -> N
     for name in ("a.1", "a-1"):
         (tmp_path / "stacks" / f"Pulumi.{name}.yaml").write_text("config: {modelstacks:model: mistral-nemo-12b}")
     with pytest.raises(BadInput, match="same objects"):
-        spec.stack_file(tmp_path, "a.1")
+        stackfile.stack_file(tmp_path, "a.1")
     shared = spec.parse({**GOOD, "namespace": "chat"}, CATALOG, source="test")
     with pytest.raises(BadInput, match="namespace of one too"):
-        spec.check_namespaces({"one": shared, "two": shared})
+        stackfile.check_namespaces({"one": shared, "two": shared})
 
 
 def test_a_small_file_with_a_huge_value_is_refused_at_once(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_a_small_file_with_a_huge_value_is_refused_at_once(tmp_path: Path) -> No
     path = tmp_path / "Pulumi.x.yaml"
     path.write_text("\n".join([*lines, "config: {modelstacks:model: *a11, modelstacks:context: *a11}"]))
     with pytest.raises(BadInput, match="must be text"):
-        spec.parse_file(path, CATALOG)
+        stackfile.parse_file(path, CATALOG)
 
 
 @pytest.mark.parametrize("name", ["", "A", "-a", "a/b", "../a", "a" * 41, "a_b"])
 def test_unusable_stack_names_are_refused(tmp_path: Path, name: str) -> None:
     """The name becomes part of object names."""
     with pytest.raises(BadInput, match="no usable stack name"):
-        spec.stack_file(tmp_path, name)
+        stackfile.stack_file(tmp_path, name)
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
