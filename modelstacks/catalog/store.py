@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,27 @@ from modelstacks.errors import BadInput, Problem, listed
 def _squeeze(name: str) -> str:
     """A name without what people write differently: case, spaces, dashes and dots."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+class _Gpus(Mapping[str, Gpu]):
+    """GPU types by id, each read when it is first asked for: most questions name one."""
+
+    def __init__(self, folder: Path, ids: tuple[str, ...]) -> None:
+        self._folder, self._ids = folder, ids
+        self._read: dict[str, Gpu] = {}
+
+    def __getitem__(self, gpu_id: str) -> Gpu:
+        if gpu_id not in self._read:
+            if gpu_id not in self._ids:
+                raise KeyError(gpu_id)
+            self._read[gpu_id] = load_row(Gpu, self._folder / f"{gpu_id}.yaml", id=gpu_id)
+        return self._read[gpu_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
 
 class Catalog:
@@ -94,11 +115,11 @@ class Catalog:
         return dict(documents.read_file(self.templates / "missing-models.yaml") or {})
 
     @cached_property
-    def gpus(self) -> dict[str, Gpu]:
-        """Every GPU type by id, in file order."""
-        paths = sorted((self.root / "hardware").glob("*.yaml"))
-        rows = {path.stem: load_row(Gpu, path, id=path.stem) for path in paths}
-        return apply_contract_prices(rows, self.contract_prices)
+    def gpus(self) -> Mapping[str, Gpu]:
+        """Every GPU type by id, in the order of ids."""
+        rows = _Gpus(self.root / "hardware", self.gpu_ids)
+        # Contract prices name machines of any type, so then all of them are read at once.
+        return apply_contract_prices(dict(rows), self.contract_prices) if self.contract_prices.is_file() else rows
 
     @cached_property
     def gpu_ids(self) -> tuple[str, ...]:
