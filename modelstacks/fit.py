@@ -66,11 +66,13 @@ class Weights:
 class Memory:
     """The ledger of the fullest GPU, GiB; tokens and concurrency are per replica.
 
+    `outside_gib` is on the card too, but not in the engine's budget: CUDA contexts, and graphs before vLLM 0.20.
     `kv_cache_gib` is the best estimate; what is promised is `kv_cache_low_gib`, less by `uncertainty_gib`.
     """
 
     gpu_gib: float
     budget_gib: float
+    outside_gib: float
     weights_gib: float
     overhead_gib: float
     uncertainty_gib: float
@@ -293,7 +295,7 @@ def _overhead(
     )
     parts = {"CUDA context and workspaces": over.base_gib, "activations": peak}
     if over.graphs_in_budget:
-        parts["CUDA graphs"] = over.graphs_base_gib + over.graphs_gib_per_layer * layers
+        parts["CUDA graphs"] = _graphs_gib(form, layers)
     if tensor_parallel > 1:
         parts["communication buffers"] = over.link_gib[gpu.interconnect.kind]
     if topology.pipeline_parallel > 1:
@@ -310,6 +312,18 @@ def _overhead(
     if form.reserved_fraction:
         parts["held back by the engine"] = form.reserved_fraction * gpu.memory_gib.value
     return parts
+
+
+def _graphs_gib(form: EngineForm, layers: int) -> float:
+    return form.overhead.graphs_base_gib + form.overhead.graphs_gib_per_layer * layers
+
+
+def _outside_gib(gpu: Gpu, form: EngineForm, topology: Topology, layers: int) -> float:
+    """What the card must hold beside the engine's budget."""
+    over = form.overhead
+    graphs_gib = 0.0 if over.graphs_in_budget else _graphs_gib(form, layers)
+    link_gib = over.context_link_gib.get(gpu.interconnect.kind, 0.0) if topology.gpus > 1 else 0.0
+    return over.context_gib + link_gib + graphs_gib
 
 
 def _stage_memory(
@@ -343,6 +357,7 @@ def _stage_memory(
     return Memory(
         gpu_gib=gpu.memory_gib.value,
         budget_gib=budget_gib,
+        outside_gib=_outside_gib(gpu, form, topology, layers),
         weights_gib=weights_gib,
         overhead_gib=overhead_gib,
         uncertainty_gib=uncertainty_gib,

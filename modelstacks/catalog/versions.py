@@ -18,6 +18,9 @@ class Overhead(Row):
     """
 
     base_gib: PositiveFloat
+    # On the card before the engine looks, outside its budget: the CUDA context, and with more ranks their links.
+    context_gib: PositiveFloat
+    context_link_gib: dict[Literal["nvlink", "pcie"], PositiveFloat] = Field(default_factory=dict)
     activation_factor: PositiveFloat
     sampler_copies: PositiveFloat
     encoder_copies: PositiveFloat

@@ -278,10 +278,11 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
     if choice.quantization not in choice.model.quantizations:
         # Without a checkpoint there are no bytes to speak of.
         return []
-    free_gib = memory.gpu_gib - form.overhead.base_gib
+    free_gib = memory.gpu_gib - memory.outside_gib
     if memory.budget_gib > free_gib:
         used = f"utilization {choice.load.gpu_memory_utilization} asks for {memory.budget_gib:.1f} GiB {per_gpu}, "
-        text = f"{used}{free_gib:.1f} are free when the engine looks: its CUDA context takes the rest"
+        taken = "CUDA contexts" if form.overhead.graphs_in_budget else "CUDA contexts and graphs"
+        text = f"{used}{free_gib:.1f} of {memory.gpu_gib:.1f} are free: {taken} take {memory.outside_gib:.1f} beside it"
         need, have = memory.budget_gib, free_gib
         return [Refusal("utilization-too-high", text, round(need, 2), round(have, 2), "GiB per GPU")]
     unsure = memory.uncertainty_gib

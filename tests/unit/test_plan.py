@@ -82,6 +82,22 @@ def test_what_cannot_run_is_refused_with_its_code(values: dict[str, Any], code: 
         assert refusal.unit
 
 
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        ({"gpus": 1, "gpuMemoryUtilization": 0.99}, True),
+        ({"gpus": 2, "gpuMemoryUtilization": 0.97}, True),
+        ({"gpus": 2, "gpuMemoryUtilization": 0.98}, False),
+        ({"gpus": 2, "gpuMemoryUtilization": 0.97, "engineVersion": "0.19.0"}, False),
+        ({"gpus": 2, "gpuMemoryUtilization": 0.95, "engineVersion": "0.19.0"}, True),
+    ],
+)
+def test_a_utilization_leaves_room_for_contexts_links_and_old_graphs(values: dict[str, Any], fits: bool) -> None:
+    """2 GiB were gone before loading with two ranks on H100; until vLLM 0.20 graphs came on top of the budget."""
+    decided = decide(model="llama-3.1-8b", gpu="h100-sxm", context=8192, **values)
+    assert [refusal.code for refusal in decided.refusals] == ([] if fits else ["utilization-too-high"])
+
+
 def test_a_memory_refusal_names_need_have_and_the_largest_part() -> None:
     """The reader sees at once which number is too large."""
     (refusal,) = decide(model="deepseek-r1", gpu="h100-sxm", gpus=8).refusals
