@@ -112,8 +112,10 @@ def usd_per_million(plan: Plan) -> float | None:
 def options(choice: Choice, plan: Plan) -> dict[str, Any]:
     """The stack keys that ask for exactly this configuration, those that the question set itself among them."""
     spec = plan.spec
+    utilization = choice.load.gpu_memory_utilization
+    usual = choice.gpu.utilization(choice.figures.gpu_memory_utilization)
     asked = {
-        "gpuMemoryUtilization": choice.load.gpu_memory_utilization if spec.gpu_memory_utilization else None,
+        "gpuMemoryUtilization": utilization if spec.gpu_memory_utilization or utilization != usual else None,
         "maxNumSeqs": choice.load.max_num_seqs if choice.sequences_set else None,
         # Every running request takes a token of each step, which TGI's whole prompts may have raised already.
         "maxNumBatchedTokens": choice.load.max_num_batched_tokens if spec.max_num_batched_tokens else None,

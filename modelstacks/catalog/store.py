@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from modelstacks import documents, project
 from modelstacks.catalog.hardware import Gpu, Machine
@@ -97,10 +98,9 @@ class Catalog:
 
     def unknown_model(self, model_id: str) -> Problem:
         """Why a model id is refused: it never existed, or the nearest one that does."""
-        hints: Mapping[str, str] = self._missing_models
-        squeezed = {_squeeze(name): text for name, text in hints.items()}
-        if _squeeze(model_id) in squeezed:
-            return Problem("model", squeezed[_squeeze(model_id)], model_id, allowed=listed(self.model_ids))
+        missing = {_squeeze(name): row for name, row in self._missing_models.items()}.get(_squeeze(model_id))
+        if missing is not None:
+            return Problem("model", missing["answer"], model_id, suggestion=" or ".join(missing["instead"]))
         word = re.sub(r"[\s_]+", "-", model_id.strip().lower())
         near = difflib.get_close_matches(word, self.model_ids, n=1, cutoff=0.5)
         # Sizes of one family are alike: 7b and 72b are both near 70b.
@@ -111,7 +111,7 @@ class Catalog:
         )  # fmt: skip
 
     @cached_property
-    def _missing_models(self) -> dict[str, str]:
+    def _missing_models(self) -> dict[str, dict[str, Any]]:
         return dict(documents.read_file(self.templates / "missing-models.yaml") or {})
 
     @cached_property

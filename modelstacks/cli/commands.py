@@ -312,13 +312,12 @@ def _question(
         if name not in catalog.model_ids:
             unknown = catalog.unknown_model(name)
             stacks = listed(stackfile.stack_names(folder)) or "none"
-            problem = Problem(
-                "name", f"{unknown.message}; no stack has that name either", name, None, unknown.suggestion
-            )
-            raise BadInput(
-                [problem, Problem("models", f"known are {unknown.allowed}"), Problem("stacks", f"known are {stacks}")],
-                source="plan", next_step="modelstacks models",
-            )  # fmt: skip
+            text = f"{unknown.message}; no stack has that name either"
+            problems = [Problem("name", text, name, None, unknown.suggestion)]
+            if unknown.allowed is not None:
+                problems.append(Problem("models", f"known are {unknown.allowed}"))
+                problems.append(Problem("stacks", f"known are {stacks}"))
+            raise BadInput(problems, source="plan", next_step="modelstacks models")
     return None, spec.parse({"model": model or name, **overrides}, catalog, source="plan")
 
 

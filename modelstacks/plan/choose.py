@@ -28,6 +28,8 @@ from modelstacks.spec import StackSpec
 _IN_NODE = (1, 2, 4, 8, 16)
 _NODES = (2, 3, 4)
 _MOST_OF_A_KIND = 2
+# The share of a card that servers of public start-up logs were given when weights left little beside them.
+_TIGHT = 0.95
 # What a question must leave open for its answer to be any hardware at all.
 _HARDWARE = ("gpu", "gpus", "tensor_parallel", "pipeline_parallel", "quantization", "engine")
 
@@ -276,6 +278,12 @@ def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
             if refused.memory.max_concurrency_low <= 0:
                 # Nothing was left for the cache: fewer sequences make room for a shorter context at least.
                 yield from _with_less_context("sequences", fewer_states)
+    if refused.memory.max_concurrency_low <= 0 and choice.load.gpu_memory_utilization < _TIGHT:
+        few = min(choice.load.max_num_seqs, max(choice.load.concurrency, 64))
+        load = replace(choice.load, max_num_seqs=few, gpu_memory_utilization=_TIGHT)
+        tight = replace(choice, load=load, sequences_set=True)
+        yield "tight", tight
+        yield from _with_less_context("tight", tight)
     usual = choice.gpu.utilization(form.gpu_memory_utilization)
     if choice.load.gpu_memory_utilization != usual:
         yield "utilization", replace(choice, load=replace(choice.load, gpu_memory_utilization=usual))
