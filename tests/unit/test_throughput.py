@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from modelstacks import spec, throughput
 from modelstacks.catalog import Architecture, Catalog, measured
 from modelstacks.catalog.measured import Efficiency, Evidence, Measurement
+from modelstacks.economics import usd_per_million_tokens
 from modelstacks.fit import GIB, Memory, Topology
 from modelstacks.plan import plan
 from modelstacks.throughput import Work, roofline
@@ -313,3 +314,36 @@ def throughput_line(measurement: Measurement) -> tuple[str, ...]:
         f"{measurement.concurrency} × {measurement.input_tokens}+{measurement.output_tokens}",
         f"{measurement.output_tokens_per_s:,.1f}",
     )  # fmt: skip
+
+
+ARTICLE = {
+    "Mistral NeMo 12B FP8": ("mistral-nemo-12b", "l4", 1, "fp8"),
+    "Gemma 2 27B BF16": ("gemma-2-27b", "a100-80-pcie", 1, "bf16"),
+    "Llama 4 Scout INT4": ("llama-4-scout", "h100-pcie", 1, "int4"),
+    "Qwen 2.5 72B FP8": ("qwen-2.5-72b", "h100-pcie", 1, "fp8"),
+    "Mixtral 8x22B FP8": ("mixtral-8x22b", "h100-pcie", 2, "fp8"),
+    "DeepSeek R1 FP8": ("deepseek-r1", "h100-sxm", 16, "fp8"),
+}
+
+
+def test_the_articles_figures_beside_ours_are_current() -> None:
+    """docs/costs.md: speed alone and of many requests, and what a million tokens cost at the article's own prices."""
+    line = re.compile(
+        r"\| (?P<model>[^,|]+), .* at \$(?P<dollars>[\d.]+) \|[^|]+\| (?P<alone>[\d,]+) "
+        r"\| (?P<many>[\d,]+) at (?P<n>\d+) \| (?P<cheap>[\d.]+) at \d+; (?P<dear>[\d.]+) alone \|"
+    )
+    found = {match["model"]: match for match in line.finditer(DOCS.read_text(encoding="utf-8"))}
+    assert found.keys() == ARTICLE.keys()
+    known = measured.evidence()
+    for name, (model, gpu, gpus, quantization) in ARTICLE.items():
+        asked = {"model": model, "gpu": gpu, "gpus": gpus, "quantization": quantization}
+        decided = plan(spec.parse(asked, CATALOG, source="test"), CATALOG)
+        choice, said = decided.choice, found[name]
+        for requests, tokens, dollars in ((1, "alone", "dear"), (int(said["n"]), "many", "cheap")):
+            speed = roofline(
+                choice.model.architecture, choice.gpu, quantization, decided.weights_gib, choice.topology,
+                decided.memory.kv_bytes_per_token, Work(requests), known.efficiency,
+            )  # fmt: skip
+            assert float(said[tokens].replace(",", "")) == pytest.approx(speed, rel=0.03), (name, tokens)
+            million = usd_per_million_tokens(float(said["dollars"]), speed)
+            assert float(said[dollars]) == pytest.approx(million, rel=0.03), (name, dollars)
