@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from modelstacks.cli import tables
 from modelstacks.compare import Way
 from modelstacks.errors import ModelstacksError
 
@@ -17,29 +14,24 @@ _SHOWN = 30
 
 def show(model: str, ways: list[Way], *, everything: bool) -> None:
     """What fits, the cheapest first, with the frontier marked; a line for what does not."""
-    console = Console(highlight=False)
+    console = tables.terminal()
     fitting = [way for way in ways if way.checked.fits]
     rows = ways if everything else fitting[:_SHOWN]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ["", "GPUs", "weights", "context to", "at once", "USD/h", "tok/s", "USD/M", "cloud"]
-    # A narrow terminal loses the last column, not a part of every number.
-    columns = columns if console.width >= 92 else columns[:-1]
-    for column in columns:
-        table.add_column(
-            column, justify="left" if column in ("", "GPUs", "weights", "cloud") else "right", no_wrap=True
-        )
-    for way in rows:
+
+    def cells(way: Way) -> tuple[str, ...]:
         choice, rate = way.choice, way.throughput
         machine = way.checked.cost.machine
         mark = "★" if way.on_frontier else "" if way.checked.fits else "✗"
-        cells = (
+        return (
             mark, f"{choice.topology.gpus} × {choice.gpu.id}", choice.quantization, _count(way.longest_context),
             f"{way.checked.memory.max_concurrency_low:.1f}" if way.checked.fits else "–", _money(way.usd_per_hour),
             "–" if rate is None else f"{rate.output_tokens_per_s:,.0f}", _money(way.usd_per_million),
             "–" if machine is None else machine.cloud,
         )  # fmt: skip
-        table.add_row(*cells[: len(columns)])
-    console.print(table)
+
+    columns = ("", "GPUs", "weights", "context to", "at once", "USD/h", "tok/s", "USD/M", "cloud")
+    numbers = ("context to", "at once", "USD/h", "tok/s", "USD/M")
+    tables.table(console, columns, map(cells, rows), right=numbers)
     hidden = len(fitting) - len(rows) if not everything else 0
     first = ways[0].choice.load if ways else None
     if first is not None:

@@ -198,30 +198,26 @@ def _row(gpu: Gpu, machine: Machine, price: Price, today: datetime.date) -> dict
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("gpu", "cloud", "machine", "region"):
-        table.add_column(column, overflow="fold")
-    for column in ("USD/h", "a GPU", "seen", "age", "source"):
-        table.add_column(column, no_wrap=True, justify="left" if column in ("seen", "age") else "right")
+    from modelstacks.cli import tables
+
     # A source is longer than all the rest of a row, and few of them serve many rows.
     sources: dict[str, int] = {}
-    for row in rows:
+
+    def cells(row: dict[str, Any]) -> tuple[str | Text, ...]:
         number = sources.setdefault(row["source"], len(sources) + 1)
-        days = row["age_days"]
-        age = Text("undated") if days is None else Text(f"{days} days")
-        if row["age"] == "old":
-            age = Text(f"{days} days, old", "yellow")
-        table.add_row(
+        days, old = row["age_days"], row["age"] == "old"
+        seen = Text(row["date"] or "undated") + Text(" old" if old else "", "yellow")
+        return (
             row["gpu"], row["cloud"], row["machine"], row["region"], f"{row['usd_per_hour']:,.2f}",
-            f"{row['usd_per_gpu_hour']:,.2f}", row["date"] or "–", age, f"({number})",
+            f"{row['usd_per_gpu_hour']:,.2f}", seen, "–" if days is None else f"{days}", f"({number})",
         )  # fmt: skip
-    console = Console(highlight=False)
-    console.print(table)
+
+    console = tables.terminal()
+    columns = ("gpu", "cloud", "machine", "region", "USD/h", "a GPU", "seen", "days", "source")
+    folded, numbers = ("machine", "region"), ("USD/h", "a GPU", "days")
+    tables.table(console, columns, map(cells, rows), fold=folded, spare=("a GPU", "days"), right=numbers)
     for source, number in sources.items():
         console.print(Text(f"({number}) {source}"))
 

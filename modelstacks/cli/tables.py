@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -12,40 +17,84 @@ from modelstacks.catalog import Gpu, Model
 from modelstacks.ledger import ledger_bar
 from modelstacks.plan import Plan
 
+# A pipe or a file has no width of its own, and 80 columns would fold every table.
+_WIDTH_OF_FILES = 120
+# A terminal narrower than this loses the columns that can be spared.
+_NARROW = 110
 _BAR_COLOURS = {"W": "blue", "o": "yellow", "K": "green", "·": "bright_black"}
+
+
+def terminal() -> Console:
+    """Where people read: as wide as the terminal, or wide enough for a table where there is none."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
+    return Console(highlight=False, width=wide)
+
+
+def table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    fold: Collection[str] = (),
+    spare: Collection[str] = (),
+    right: Collection[str] = (),
+) -> None:
+    """Prints rows; `fold` may take several lines, `spare` goes where the terminal is narrow, `right` is aligned so."""
+    narrow = console.width < _NARROW
+    kept = [n for n, column in enumerate(columns) if not narrow or column not in spare]
+    # The box itself puts a blank between columns.
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if narrow else 1, 0, 0))
+    for n in kept:
+        justify: Literal["left", "right"] = "right" if columns[n] in right else "left"
+        grid.add_column(columns[n], overflow="fold", no_wrap=columns[n] not in fold, justify=justify)
+    for row in rows:
+        grid.add_row(*(row[n] for n in kept))
+    console.print(grid)
 
 
 def models(rows: list[Model]) -> None:
     """One line a model."""
-    table = _table("model", "name", "parameters", "context", "quantizations", "licence", "default profile")
-    for model in rows:
+
+    def cells(model: Model) -> tuple[str, ...]:
         architecture, profile = model.architecture, model.profiles[0]
         licence = model.licence.id + (" (accept)" if model.licence.must_accept else "")
         at_load = [f"{name} at load" for name in model.quantize_at_load]
-        table.add_row(
+        return (
             model.id, model.name, f"{architecture.parameters / 1e9:.0f}B", f"{architecture.max_context:,}",
             ", ".join([*model.checkpoints, *at_load]), licence,
-            f"{profile.gpus} × {profile.gpu} {profile.quantization} {profile.engine}",
+            f"{profile.gpus} × {profile.gpu} {profile.quantization}",
         )  # fmt: skip
-    Console().print(table)
+
+    columns = ("model", "name", "params", "context", "formats", "licence", "by default")
+    table(
+        terminal(),
+        columns,
+        map(cells, rows),
+        fold=("name", "formats", "licence"),
+        spare=("name",),
+        right=("params", "context"),
+    )
 
 
 def gpus(rows: list[Gpu]) -> None:
     """One line a GPU type."""
-    table = _table("gpu", "name", "GiB seen", "GB/s", "bf16 TFLOP/s", "link", "clouds", "from USD/h a GPU")
-    for gpu in rows:
+
+    def cells(gpu: Gpu) -> tuple[str, ...]:
         prices = [m.usd_per_hour / m.gpus for m in gpu.machines if m.usd_per_hour is not None]
-        table.add_row(
+        return (
             gpu.id, gpu.name, f"{gpu.memory_gib.value:g}", f"{gpu.bandwidth_gb_per_s.value:g}", f"{gpu.tflops.bf16:g}",
-            gpu.interconnect.kind, ", ".join(sorted({m.cloud for m in gpu.machines})),
-            f"{min(prices):.2f}" if prices else "unknown",
+            gpu.interconnect.kind, f"{min(prices):.2f}" if prices else "unknown",
+            ", ".join(sorted({m.cloud for m in gpu.machines})),
         )  # fmt: skip
-    Console().print(table)
+
+    numbers = ("GiB seen", "GB/s", "TFLOP/s", "USD/h from")
+    columns = ("gpu", "name", "GiB seen", "GB/s", "TFLOP/s", "link", "USD/h from", "clouds")
+    table(terminal(), columns, map(cells, rows), fold=("clouds",), spare=("name",), right=numbers)
 
 
 def plan(decided: Plan, console: Console | None = None) -> None:
     """A plan or a refusal: the verdict first, then the ledger, then what follows."""
-    console = console or Console(highlight=False)
+    console = console or terminal()
     choice, load = decided.choice, decided.choice.load
     title = decided.stack or choice.model.id
     verdict = Text(" fits ", "black on green") if decided.runs else Text(" refused ", "white on red")
@@ -74,14 +123,21 @@ def plan(decided: Plan, console: Console | None = None) -> None:
         console.print(Text(f"! {warning}", "yellow"))
     if decided.alternatives:
         console.print()
-        table = _table("what would fit", "GPUs", "requests at once", "USD/h")
-        for alternative in decided.alternatives:
-            other = alternative.choice
-            table.add_row(
-                alternative.change, f"{other.topology.gpus} × {other.gpu.id}", f"{alternative.max_concurrency:.1f} × "
-                f"{other.load.context:,}", _money(alternative.cost.usd_per_hour),
-            )  # fmt: skip
-        console.print(table)
+        rows = [
+            (
+                alternative.change, f"{alternative.choice.topology.gpus} × {alternative.choice.gpu.id}",
+                f"{alternative.max_concurrency:.1f} × {alternative.choice.load.context:,}",
+                _money(alternative.cost.usd_per_hour),
+            )
+            for alternative in decided.alternatives
+        ]  # fmt: skip
+        table(
+            console,
+            ("what would fit", "GPUs", "requests at once", "USD/h"),
+            rows,
+            fold=("what would fit",),
+            right=("USD/h",),
+        )
 
 
 def _ledger(console: Console, decided: Plan) -> None:
@@ -125,10 +181,3 @@ def _money_lines(console: Console, decided: Plan) -> None:
 
 def _money(dollars: float | None) -> str:
     return "unknown" if dollars is None else f"{dollars:,.2f}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
