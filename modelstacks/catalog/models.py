@@ -104,6 +104,8 @@ class Architecture(Row):
     tied_embeddings: bool = False
     # Some model classes of vLLM keep embeddings and output layer on every pipeline stage.
     ends_on_every_stage: bool = False
+    # A learned weight per head that takes attention away from every token (gpt-oss); fewer kernels have it.
+    attention_sinks: bool = False
     mla: Mla | None = None
     windows: tuple[Window, ...] = ()
     recurrent: Recurrent | None = None

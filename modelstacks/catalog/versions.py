@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from modelstacks.catalog.row import Id, PositiveFloat, PositiveInt, Row
 
+# The first compute capability that multiplies FP8: Ada.
+NATIVE_FP8 = 8.9
+
 
 class Overhead(Row):
     """Device memory an engine needs besides weights and KV cache; see docs/memory.md for how each was found.
@@ -32,6 +35,8 @@ class Overhead(Row):
     graphs_base_gib: PositiveFloat
     graphs_gib_per_layer: PositiveFloat
     graphs_in_budget: bool
+    # The largest batch that a graph is captured for, where their number follows the sequences.
+    graphs_up_to: PositiveInt | None = None
     uncertainty_gib: PositiveFloat
     uncertainty_share: PositiveFloat
     source: str
@@ -66,6 +71,7 @@ class Era(Row):
     state_blocks: PositiveInt | None = None
     tokens_are_a_share: bool | None = None
     reads_cache_scales: bool | None = None
+    fp8_cache_from: PositiveFloat | None = None
     refuses_few_states: bool | None = None
     prefills_whole_prompt_below: PositiveInt | None = None
     max_num_seqs: BySize | None = None
@@ -129,6 +135,8 @@ class EngineForm(Row):
     # Attention that chooses its tokens by an index (DeepSeek V3.2, GLM 5) has kernels from here on.
     sparse_attention_from: PositiveFloat = 9.0
     sparse_fp8_only_from: PositiveFloat = 12.0
+    # Compute capability from which plain attention keeps a cache of 8 bits; other kinds of attention need 8.9.
+    fp8_cache_from: PositiveFloat = NATIVE_FP8
     overhead: Overhead
     # Figures of older versions, oldest first, and the first version that there is evidence of.
     history: tuple[Era, ...] = ()

@@ -158,7 +158,8 @@ class _Reading:
                 v_head_dim=full.v_head_dim if full.v_head_dim != full.head_dim else None,
                 intermediate=intermediate, vocab=vocab, max_context=self._context(), parameters=total,
                 active_parameters=active, unloaded_parameters=ahead, tied_embeddings=tied,
-                ends_on_every_stage=self.model_type.startswith(_ENDS_EVERYWHERE), mla=mla, windows=windows,
+                ends_on_every_stage=self.model_type.startswith(_ENDS_EVERYWHERE),
+                attention_sinks=self.model_type == "gpt_oss", mla=mla, windows=windows,
                 recurrent=recurrent_row, cacheless_layers=cacheless,
                 moe=moe, encoder=encoder, source=source,
             )  # fmt: skip
@@ -329,11 +330,12 @@ class _Reading:
         return 3 * hidden * width
 
     def _predicts_ahead(self, hidden: int, attention: int, feed_forward: int, vocab: int) -> int:
-        """Parameters of layers that only speculative decoding loads."""
+        """Parameters of layers that only speculative decoding loads.
+
+        MiniMax's configs name such layers too (mtp_transformer_layers), but its checkpoints come without them.
+        """
         text = self.text
-        count = text.whole(
-            "num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_transformer_layers", most=100, least=0
-        )
+        count = text.whole("num_nextn_predict_layers", "mtp_num_hidden_layers", most=100, least=0)
         if not count:
             return 0
         own_ends = text.raw("mtp_use_dedicated_embeddings") is not False and not text.has("mtp_hybrid_override_pattern")

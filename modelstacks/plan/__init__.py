@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from modelstacks import price
 from modelstacks.catalog import Catalog, EngineForm, Model
-from modelstacks.catalog.versions import version_key
+from modelstacks.catalog.versions import NATIVE_FP8, version_key
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import choose
-from modelstacks.plan.check import Checked, estimate, timeouts
+from modelstacks.plan.check import Checked, estimate, load_cache, timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
 from modelstacks.spec import StackSpec
 
@@ -164,6 +164,8 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
         warnings.append(
             f"tensor parallel over PCIe ({gpu.interconnect.gb_per_s:.0f} GB/s): {note}; expect slower steps"
         )
+    if plan.fits and load_cache(choice).startswith("fp8") and gpu.compute_capability < NATIVE_FP8:
+        warnings.append(f"{gpu.id} stores an fp8 KV cache and computes in 16 bits: it holds twice as much, no faster")
     if plan.spec.budget_usd_per_month is not None and cost.usd_per_month is None:
         warnings.append("no price is known, so the budget cannot be checked")
     if cost.price is not None:

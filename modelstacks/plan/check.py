@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 
 from modelstacks import fit, price, throughput
 from modelstacks.catalog import Architecture, Catalog, Checkpoint, EngineForm, Gpu, Model, Profile
+from modelstacks.catalog.versions import NATIVE_FP8
 from modelstacks.fit import GIB, WIDE_BYTES, Load, Memory, Topology, Weights
 from modelstacks.plan.values import Choice, Refusal, Timeouts
 from modelstacks.spec import StackSpec
 
+# Key widths that FlashInfer's kernels take (vLLM 0.32 v1/attention/backends/flashinfer.py).
+_FLASHINFER_HEADS = (64, 128, 256, 512)
 # Served bytes per weight when an engine quantizes while loading; embeddings and output layer stay 16-bit.
 _AT_LOAD_BYTES = {"fp8": 1.0, "int8": 1.0}
 
@@ -86,8 +89,11 @@ def choice_for(
 
 
 def _size_class(gpu: Gpu) -> str:
-    """Which of its defaults an engine takes; it treats every A100 as small (vLLM engine/arg_utils.py)."""
-    if gpu.memory_gib.value < 70 or gpu.id.startswith("a100"):
+    """Which of its defaults an engine takes; it treats every A100 as small (vLLM engine/arg_utils.py).
+
+    A GPU that shares the host's memory tells the driver no size of its own; its logs show the small defaults.
+    """
+    if gpu.memory_gib.value < 70 or gpu.id.startswith("a100") or gpu.host_share_gib is not None:
         return "small"
     return "large" if gpu.memory_gib.value < 160 else "huge"
 
@@ -218,7 +224,13 @@ def _precision_refusals(choice: Choice) -> list[Refusal]:
         known = ", ".join(form.kv_cache_dtypes)
         text = f"no memory figures for KV cache type {dtype} of {choice.engine} {form.version}; there are for {known}"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the engine"))
-    elif dtype not in gpu.kv_cache_dtypes:
+    elif dtype.startswith("fp8") and gpu.compute_capability < (least := _fp8_cache_from(choice)):
+        what = f"{choice.engine} {choice.figures.version} keeps an fp8 cache of {model.id}"
+        text = f"{what} from compute capability {least} on, {gpu.id} has {gpu.compute_capability}"
+        if choice.load.kv_cache_dtype == "auto":
+            text += "; the checkpoint asks for it: modelstacks:kvCacheDtype: bfloat16"
+        refusals.append(Refusal("precision-unsupported", text, least, gpu.compute_capability, "compute capability"))
+    elif dtype.removesuffix("fn") not in gpu.kv_cache_dtypes:
         text = f"{gpu.id} keeps a KV cache in {', '.join(gpu.kv_cache_dtypes)}, not {dtype}"
         if choice.load.kv_cache_dtype == "auto":
             text += ", which the checkpoint asks for: modelstacks:kvCacheDtype: bfloat16"
@@ -230,6 +242,15 @@ def _precision_refusals(choice: Choice) -> list[Refusal]:
         text = "an FP8 checkpoint takes an fp8 (e4m3) KV cache, vLLM refuses fp8_e5m2 beside it"
         refusals.append(Refusal("precision-unsupported", text, 1, 0, "KV cache types of the checkpoint"))
     return refusals
+
+
+def _fp8_cache_from(choice: Choice) -> float:
+    """The first compute capability with a kernel for it: FlashInfer's takes no latents, no sinks and no odd heads."""
+    architecture = choice.model.architecture
+    plain = architecture.mla is None and not architecture.attention_sinks
+    if plain and architecture.head_dim in _FLASHINFER_HEADS and architecture.value_dim == architecture.head_dim:
+        return choice.figures.fp8_cache_from
+    return NATIVE_FP8
 
 
 def _shape_refusals(choice: Choice) -> list[Refusal]:
@@ -297,15 +318,16 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
                 f"{need:.1f} GiB {per_gpu}, the budget is {have:.1f} GiB; {largest}; no context fits"
             )
         return [Refusal("weights-too-large", text, round(need, 2), round(have, 2), "GiB per GPU")]
+    refusals = []
     sequences = choice.load.max_num_seqs
     if memory.state_blocks_low is not None and memory.state_blocks_low < sequences and form.refuses_few_states:
         text = (
             f"{sequences} sequences need a recurrent state each, the cache keeps {memory.state_blocks_low} {per_gpu}; "
             f"maxNumSeqs {memory.state_blocks_low} or less fits"
         )
-        return [Refusal("state-cache-too-small", text, sequences, memory.state_blocks_low, "sequences")]
+        refusals.append(Refusal("state-cache-too-small", text, sequences, memory.state_blocks_low, "sequences"))
     if memory.holds_load:
-        return []
+        return refusals
     longest = longest_context(choice, form, weights)
     verdict = f"the longest context that fits is {longest}" if longest else "no context fits"
     text = (
@@ -313,7 +335,7 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
         f"{per_gpu}, {memory.kv_cache_gib:.1f} ± {unsure:.1f} GiB are left; {largest}; {verdict}"
     )
     need, have = memory.kv_needed_gib, memory.kv_cache_low_gib
-    return [Refusal("kv-cache-too-small", text, round(need, 2), round(have, 2), "GiB per GPU")]
+    return [Refusal("kv-cache-too-small", text, round(need, 2), round(have, 2), "GiB per GPU"), *refusals]
 
 
 def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most: int | None = None) -> int | None:

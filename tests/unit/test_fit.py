@@ -129,3 +129,11 @@ def test_a_longer_context_never_needs_less(model: object, gpu: object, context: 
         for length, count in ((context, concurrency), (context + 1000, concurrency + 1))
     )  # fmt: skip
     assert two.kv_needed_gib > one.kv_needed_gib
+
+
+@pytest.mark.parametrize(("sequences", "gib"), [(1024, 0.94), (256, 0.94), (64, 0.42), (10, 0.19)])
+def test_fewer_sequences_capture_fewer_graphs(sequences: int, gib: float) -> None:
+    """Up to twice the sequences and at most 512, a graph each: 51, 51, 19 and 5.5 of them for 80 layers."""
+    load = replace(LOAD, max_num_seqs=sequences)
+    ledger = fit.memory(architecture(), CATALOG.gpus["h100-sxm"], VLLM, Weights(70), Topology(1, 1), load)
+    assert dict(ledger.overhead_parts)["CUDA graphs"] == pytest.approx(gib, abs=0.01)

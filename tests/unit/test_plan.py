@@ -65,7 +65,12 @@ def test_deepseek_over_two_nodes_is_cut_inside_and_between_them() -> None:
         ({"model": "gemma-2-27b", "gpu": "b200", "engine": "tgi"}, "engine-unsupported"),
         ({"model": "gemma-2-27b", "gpu": "a100-80", "maxNumBatchedTokens": 2048}, "batch-too-small"),
         ({"model": "mistral-nemo-12b", "gpu": "l4", "gpuMemoryUtilization": 1.0}, "utilization-too-high"),
-        ({"model": "mistral-nemo-12b", "gpu": "a100-80", "kvCacheDtype": "fp8"}, "precision-unsupported"),
+        ({"model": "gpt-oss-20b", "gpu": "a100-80", "kvCacheDtype": "fp8"}, "precision-unsupported"),
+        ({"model": "deepseek-r1", "gpu": "a100-80", "kvCacheDtype": "fp8", "gpus": 16}, "precision-unsupported"),
+        (
+            {"model": "llama-3.1-8b", "gpu": "a100-80", "kvCacheDtype": "fp8", "engineVersion": "0.10.0"},
+            "precision-unsupported",
+        ),
         ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 2, "quantization": "awq"}, "checkpoint-not-divisible"),
         ({"model": "qwen-2.5-72b", "gpu": "h100-sxm", "tensorParallel": 16}, "tensor-parallel-beyond-node"),
         ({"model": "mistral-nemo-12b", "gpu": "l4", "tensorParallel": 1, "pipelineParallel": 64}, "layers-too-few"),
@@ -242,9 +247,25 @@ def test_preferences_bound_what_is_chosen() -> None:
 
 def test_what_a_checkpoint_asks_of_the_cache_is_asked_of_the_gpu() -> None:
     """auto is FP8 for some; a card that cannot hold it says so, and 16 bits are planned when asked."""
-    question = {"model": "gemma-4-31b", "quantization": "nvfp4", "gpu": "a100-80", "gpus": 1, "context": 16384}
+    question = {"model": "kimi-k2.6", "quantization": "nvfp4", "gpu": "a100-80", "gpus": 16, "context": 16384}
     assert [refusal.code for refusal in decide(**question).refusals] == ["precision-unsupported"]
     assert decide(**question, kvCacheDtype="bfloat16", concurrency=1).fits
+
+
+def test_an_ampere_card_stores_an_fp8_cache_of_plain_attention() -> None:
+    """Twice the tokens in the same bytes, as FlashInfer keeps it there, and the plan says what it does not bring."""
+    question = {"model": "llama-3.1-8b", "gpu": "a100-80", "gpus": 1, "quantization": "bf16"}
+    wide, narrow = decide(**question), decide(**question, kvCacheDtype="fp8")
+    assert narrow.fits
+    assert narrow.memory.kv_cache_tokens == pytest.approx(2 * wide.memory.kv_cache_tokens, rel=0.001)
+    assert any("computes in 16 bits" in warning for warning in narrow.warnings)
+
+
+def test_few_states_and_too_small_a_cache_are_both_said() -> None:
+    """A log had both of one server: the cache first, as the engine stops there; mending one leads to the other."""
+    question = {"model": "qwen3.8-27b", "gpu": "l40s", "gpus": 1, "quantization": "fp8", "context": 131072}
+    refusals = decide(**question, concurrency=1, gpuMemoryUtilization=0.86).refusals
+    assert [refusal.code for refusal in refusals] == ["kv-cache-too-small", "state-cache-too-small"]
 
 
 def test_a_budget_that_is_exceeded_names_what_would_do() -> None:
