@@ -176,7 +176,7 @@ def _cost(plan: Plan) -> list[str]:
     lines = [
         "## What it costs",
         "",
-        f"{cost.machines} × {cost.machine.cloud} `{cost.machine.name}` at ${cost.price.usd_per_hour:,.4g} an hour = "
+        f"{cost.machines} × {cost.machine.cloud} `{cost.machine.name}` at ${cost.price.usd_per_hour:,.2f} an hour = "
         f"**${cost.usd_per_hour:,.2f} an hour, ${cost.usd_per_month:,.0f} a month** of 730 hours "
         f"({cost.price.region}, {seen}; {cost.price.source}).",
     ]

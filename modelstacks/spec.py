@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from modelstacks.catalog import Catalog
+from modelstacks.catalog.hardware import WeightFormat
 from modelstacks.errors import BadInput, Problem
 
 NAMESPACE = "modelstacks"
 
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
-Quantization = Literal["bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4"]
-QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+QUANTIZATIONS: tuple[str, ...] = get_args(WeightFormat)
 # The ranks that vLLM has kernels for (config/lora.py).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -114,7 +114,7 @@ class PreferSpec(_Section):
     """What an open choice is made from, in this order of worth: types and formats that are not named are left out."""
 
     gpus: tuple[Word, ...] = ()
-    quantizations: tuple[Quantization, ...] = ()
+    quantizations: tuple[WeightFormat, ...] = ()
     max_gpus: Count | None = None
 
 
@@ -126,7 +126,7 @@ class StackSpec(_Section):
     gpus: Count | None = None
     tensor_parallel: Count | None = None
     pipeline_parallel: Count | None = None
-    quantization: Quantization | None = None
+    quantization: WeightFormat | None = None
     kv_cache_dtype: Word = "auto"
     gpu_memory_utilization: Fraction | None = None
     max_num_batched_tokens: Tokens | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,22 @@ def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | Non
     try:
         parsed = parse({k: v for k, v in values.items() if k not in PROGRAM_KEYS}, catalog, source=str(path))
     except BadInput as error:
-        raise BadInput([*bare, *error.problems], source=str(path), next_step=error.next_step) from None
+        # A data file that is broken answers for itself.
+        if error.source != str(path):
+            raise
+        options = {key_path(key): _option(key) for key in overlay or {}}
+        problems = [replace(p, path=options.get(p.path, p.path)) for p in error.problems]
+        asked = all(problem.path.startswith("--") for problem in (*bare, *problems))
+        source = f"command line, over {path.name}" if asked else str(path)
+        raise BadInput([*bare, *problems], source=source, next_step=error.next_step) from None
     if bare:
         raise BadInput(bare, source=str(path), next_step="add the namespace and run again")
     return parsed
+
+
+def _option(key: str) -> str:
+    """The command-line option of a stack key."""
+    return "--" + re.sub(r"([A-Z])", r"-\1", key).lower()
 
 
 def stack_values(path: Path) -> dict[str, Any]:

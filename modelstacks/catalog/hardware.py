@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -63,6 +64,9 @@ class Machine(Row):
         return min((price.usd_per_hour for price in self.prices), default=None)
 
 
+WeightFormat = Literal["bf16", "fp8", "int8", "int4", "awq", "gptq", "mxfp4", "nvfp4"]
+
+
 class Compute(Row):
     """Dense tensor throughput, TFLOP/s, by the width of the operands."""
 
@@ -90,7 +94,7 @@ class Gpu(Row):
 
     id: Id
     name: str
-    compute_capability: PositiveFloat
+    compute_capability: float = Field(ge=7, lt=20)
     memory_gib: Fact
     free_share: Fact | None = None
     bandwidth_gb_per_s: Fact
@@ -125,6 +129,13 @@ class Gpu(Row):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Gpu:
+        for name in self.weight_formats:
+            if name not in get_args(WeightFormat):
+                raise ValueError(f"weight_formats.{name} is no format; there are {', '.join(get_args(WeightFormat))}")
+        said = re.search(r"(\d+)\s?GB\b", self.name)
+        # Drivers and error correction keep some of what the box says.
+        if said is not None and not 0.85 * int(said[1]) <= self.memory_gib.value <= int(said[1]):
+            raise ValueError(f"memory_gib.value {self.memory_gib.value:g} does not go with the name, {self.name}")
         names = [(machine.cloud, machine.name) for machine in self.machines]
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:

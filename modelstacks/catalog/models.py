@@ -267,3 +267,27 @@ class Model(Row):
     def quantizations(self) -> tuple[str, ...]:
         """Every quantization that can be served: published, or made while loading."""
         return (*self.checkpoints, *self.quantize_at_load)
+
+
+class MissingModel(Row):
+    """A name that people ask for and that never was a model: why, and the ids of those that exist instead."""
+
+    answer: str = Field(min_length=1)
+    instead: tuple[Id, ...] = Field(min_length=1)
+
+
+class MissingModels(Row):
+    """templates/missing-models.yaml, held against the ids of the catalogue."""
+
+    models: dict[Id, MissingModel]
+    in_catalogue: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _agrees_with_the_catalogue(self) -> MissingModels:
+        for name, row in self.models.items():
+            if name in self.in_catalogue:
+                raise ValueError(f"models.{name} is in the catalogue")
+            unknown = [model_id for model_id in row.instead if model_id not in self.in_catalogue]
+            if unknown:
+                raise ValueError(f"models.{name}.instead names {', '.join(unknown)}, which the catalogue has not")
+        return self

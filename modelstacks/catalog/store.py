@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from modelstacks import documents, project
 from modelstacks.catalog.hardware import Gpu, Machine
-from modelstacks.catalog.models import Model
+from modelstacks.catalog.models import MissingModel, MissingModels, Model
 from modelstacks.catalog.prices import apply_contract_prices
 from modelstacks.catalog.row import load_row
 from modelstacks.catalog.versions import CloudKind, EngineForm, Versions
@@ -100,7 +99,7 @@ class Catalog:
         """Why a model id is refused: it never existed, or the nearest one that does."""
         missing = {_squeeze(name): row for name, row in self._missing_models.items()}.get(_squeeze(model_id))
         if missing is not None:
-            return Problem("model", missing["answer"], model_id, suggestion=" or ".join(missing["instead"]))
+            return Problem("model", missing.answer, model_id, suggestion=" or ".join(missing.instead))
         word = re.sub(r"[\s_]+", "-", model_id.strip().lower())
         near = difflib.get_close_matches(word, self.model_ids, n=1, cutoff=0.5)
         # Sizes of one family are alike: 7b and 72b are both near 70b.
@@ -111,8 +110,9 @@ class Catalog:
         )  # fmt: skip
 
     @cached_property
-    def _missing_models(self) -> dict[str, dict[str, Any]]:
-        return dict(documents.read_file(self.templates / "missing-models.yaml") or {})
+    def _missing_models(self) -> dict[str, MissingModel]:
+        path = self.templates / "missing-models.yaml"
+        return load_row(MissingModels, path, in_catalogue=self.model_ids).models
 
     @cached_property
     def gpus(self) -> Mapping[str, Gpu]:

@@ -96,7 +96,7 @@ class EngineForm(Row):
     root_reason: str | None = None
     group_id: int = Field(ge=0)
     home: str
-    port: PositiveInt
+    port: int = Field(ge=1, le=65535)
     health_path: str
     drain_s: int = Field(ge=0)
     init_s: PositiveInt
@@ -108,7 +108,7 @@ class EngineForm(Row):
     pipelines: bool = True
     loras: bool = False
     leaves_out_towers: bool = False
-    kv_cache_dtypes: dict[str, float]
+    kv_cache_dtypes: dict[str, PositiveFloat]
     windows_save_memory: bool
     chunks_save_memory: bool = True
     # Kinds of layers are padded to the largest count while that is below this many times the smallest.

@@ -36,7 +36,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(EXIT_FAULT)
     except OSError as error:
-        print(f"error: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print("  next: make that place readable and writable, and run again", file=sys.stderr)
         sys.exit(EXIT_FAULT)
     except Exception as error:
         _exit_like_click(error)

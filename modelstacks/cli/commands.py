@@ -86,7 +86,7 @@ def plan_command(
     ] = None,
     weights_gib: Annotated[Optional[str], typer.Option(help="Size of the own model's whole checkpoint, GiB.")] = None,
     cloud: Annotated[Optional[str], typer.Option(help="Cloud kind, see docs/stack-file.md.")] = None,
-    budget_usd_per_month: Annotated[Optional[str], typer.Option(help="Refuse above this.")] = None,
+    budget_usd_per_month: Annotated[Optional[str], typer.Option(help="Say so above this; a stack refuses.")] = None,
     accepted_license: Annotated[Optional[str], typer.Option(help="The licence id you accept.")] = None,
     namespace: Annotated[Optional[str], typer.Option(help="Where the stack would live.")] = None,
     as_json: Json = False,
@@ -267,7 +267,9 @@ def init(
         header += f"# If you accept it, add modelstacks:acceptedLicense: {licence.id}\n"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(header + documents.write({"config": config}), encoding="utf-8")
-    typer.echo(f"wrote {target.relative_to(folder)}\nnext: modelstacks plan {stack}, then make render")
+    accept = f"read the licence terms in it and add modelstacks:acceptedLicense: {licence.id}, then "
+    first = accept if licence.must_accept else ""
+    typer.echo(f"wrote {target.relative_to(folder)}\nnext: {first}modelstacks plan {stack}, then make render")
 
 
 def _own_model(

@@ -82,8 +82,11 @@ def draw(model: str, ways: list[Way], target: Path) -> None:
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
     try:
         figure.savefig(target, format=kind, metadata=metadata)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ModelstacksError(f"{target} cannot be written: {error}", next_step="name a .svg or .png file") from None
+    except OSError as error:
+        text = f"{target} cannot be written: {error.strerror or error}"
+        raise ModelstacksError(text, next_step="name a file in a folder that exists") from None
 
 
 def _x(way: Way) -> float:

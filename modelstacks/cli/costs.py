@@ -13,6 +13,7 @@ from rich.text import Text
 from modelstacks import answer, economics
 from modelstacks.catalog import measured
 from modelstacks.catalog.measured import ApiPrice, Market, Measurement
+from modelstacks.cli.tables import terminal
 from modelstacks.economics import BreakEven
 from modelstacks.plan import Plan
 
@@ -81,7 +82,7 @@ def as_json(lines: list[CostLine]) -> list[dict[str, Any]]:
 
 def show(lines: list[CostLine], console: Console | None = None) -> None:
     """One row a stack, the sum, then what the figures assume."""
-    console = console or Console(highlight=False)
+    console = console or terminal()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
     for column in ("$/h", "$/month", "tok/s", "method", "q/s", "$/M tok", "API met"):

@@ -30,6 +30,8 @@ def import_(
 ) -> None:
     """Write templates/models/<name>.yaml from a config.json. Never overwrites a file."""
     from modelstacks import spec
+    from modelstacks.catalog import Model
+    from modelstacks.catalog.row import load_row
     from modelstacks.importer import own_model
     from modelstacks.importer.template import template
 
@@ -49,6 +51,12 @@ def import_(
     # Complete or not at all, also when interrupted.
     draft = target.with_suffix(".yaml.new")
     draft.write_text(template(model, hub), encoding="utf-8")
+    try:
+        # What was written is what was meant, whatever words the config holds.
+        load_row(Model, draft, id=model.id)
+    except BadInput:
+        draft.unlink()
+        raise
     os.replace(draft, target)  # noqa: PTH105  # atomic on every file system
     architecture = model.architecture
     typer.echo(f"wrote templates/models/{model.id}.yaml: {architecture.parameters / 1e9:.1f}B parameters, "

@@ -21,13 +21,18 @@ from modelstacks.plan import Plan
 _WIDTH_OF_FILES = 120
 # A terminal narrower than this loses the columns that can be spared.
 _NARROW = 110
+_LEAST = 80
 _BAR_COLOURS = {"W": "blue", "o": "yellow", "K": "green", "·": "bright_black"}
 
 
 def terminal() -> Console:
     """Where people read: as wide as the terminal, or wide enough for a table where there is none."""
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
-    return Console(highlight=False, width=wide)
+    console = Console(highlight=False)
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        console.width = _WIDTH_OF_FILES
+    # Narrower still, the terminal breaks lines; a table that is cut would lose digits without a word.
+    console.width = max(console.width, _LEAST)
+    return console
 
 
 def table(
@@ -123,14 +128,14 @@ def plan(decided: Plan, console: Console | None = None) -> None:
         console.print(Text(f"! {warning}", "yellow"))
     if decided.alternatives:
         console.print()
-        rows = [
-            (
-                alternative.change, f"{alternative.choice.topology.gpus} × {alternative.choice.gpu.id}",
-                f"{alternative.max_concurrency:.1f} × {alternative.choice.load.context:,}",
-                _money(alternative.cost.usd_per_hour),
-            )
-            for alternative in decided.alternatives
-        ]  # fmt: skip
+        rows = []
+        for alternative in decided.alternatives:
+            other = alternative.choice
+            # A key a line, as a stack file has them.
+            change = alternative.change.replace(", modelstacks:", "\nmodelstacks:")
+            at_once = f"{alternative.max_concurrency:.1f} × {other.load.context:,}"
+            gpus = f"{other.topology.gpus} × {other.gpu.id}"
+            rows.append((change, gpus, at_once, _money(alternative.cost.usd_per_hour)))
         table(
             console,
             ("what would fit", "GPUs", "requests at once", "USD/h"),

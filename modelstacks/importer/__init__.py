@@ -43,6 +43,10 @@ def own_model(
     size, or a name that is none.
     """
     hub = read_config(config)
+    if quantization is None and not hub.weights.known:
+        text = f"{hub.weights.method!r} is not known here"
+        problem = Problem("quantization_config.quant_method", text, hub.weights.method)
+        raise BadInput([problem], source=str(config), next_step="say how weights are stored: --quantization int4")
     asked = quantization or hub.weights.quantization
     stored = asked
     if asked == "fp8" and hub.weights.quantization == "bf16" and _is_wide(weights_gib, hub):

@@ -134,7 +134,8 @@ class Fields:
         found = self._find(names)
         if found is None:
             return None
-        if not isinstance(found[1], str) or len(found[1]) > 20_000:
+        # It is shown on terminals and written into templates.
+        if not isinstance(found[1], str) or len(found[1]) > 20_000 or not found[1].isprintable():
             self.wrong(found[0], f"is {_shown(found[1])}", "text")
             return None
         return found[1]

@@ -33,6 +33,8 @@ _TGI_TYPES = (
     "phi", "phi3", "phimoe", "gpt2", "gpt_neox", "gptj", "gpt_bigcode", "falcon", "bloom", "opt", "mpt", "starcoder2",
     "cohere", "granite", "deepseek_v2", "dbrx", "olmo",
 )  # fmt: skip
+# Classes that generate text: LlamaForCausalLM, Gemma3ForConditionalGeneration, GPT2LMHeadModel.
+_GENERATES = r"\w+For(CausalLM|ConditionalGeneration)|\w*LMHead\w*"
 _NEXT_STEP = "see docs/adding.md for what is read, or write the template by hand"
 
 
@@ -44,6 +46,8 @@ class Weights:
     bytes_per_weight: float
     kv_cache_dtype: str | None = None
     method: str | None = None
+    # False where nothing says what the method makes of the weights.
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,9 @@ class _Reading:
         weights = self._weights(architecture)
         named = self.outer.items("architectures") or [None]
         model_class = named[0] if isinstance(named[0], str) else None
-        if model_class is not None and not re.search(r"For(CausalLM|ConditionalGeneration)$|LMHead", model_class):
-            self.outer.wrong("architectures", f"names {model_class[:60]}, which generates no text", "…ForCausalLM")
+        if model_class is not None and not re.fullmatch(_GENERATES, model_class):
+            shown = repr(model_class[:60])
+            self.outer.wrong("architectures", f"names {shown}, which generates no text", "…ForCausalLM")
             return None
         return HubModel(architecture, weights, model_class, tuple(self.notes), self.model_type)
 
@@ -372,12 +377,10 @@ class _Reading:
         method = stored.word("quant_method") or "compressed-tensors"
         narrow = self._narrow_cache(stored)
         name = _quantization(stored, method)
-        if name is None:
-            self.notes.append(f"quantization method {method} is not known here; the size given decides")
-            name = "int4"
+        known, name = name is not None, name or "int4"
         if method == "bitsandbytes":
             self.notes.append("bitsandbytes is not part of vLLM 0.32: only older engine versions serve it")
-        return Weights(name, {"fp8": 1.0, "int8": 1.0}.get(name, 0.56), narrow, method)
+        return Weights(name, {"fp8": 1.0, "int8": 1.0}.get(name, 0.56), narrow, method, known)
 
     def _narrow_cache(self, stored: Fields) -> str | None:
         scheme = stored.raw("kv_cache_scheme")

@@ -86,7 +86,7 @@ def test_data_that_contradicts_itself_is_refused_with_its_line(
 
 def test_names_that_never_existed_get_the_real_ones() -> None:
     """The article's invented names are answered, not searched for."""
-    for name, row in documents.read_file(ROOT / "templates" / "missing-models.yaml").items():
+    for name, row in documents.read_file(ROOT / "templates" / "missing-models.yaml")["models"].items():
         assert name not in CATALOG.model_ids
         assert set(row["instead"]) <= set(CATALOG.model_ids)
         with pytest.raises(BadInput) as refused:
