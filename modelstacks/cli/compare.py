@@ -32,6 +32,11 @@ def show(model: str, ways: list[Way], *, everything: bool) -> None:
     columns = ("", "GPUs", "weights", "context to", "at once", "USD/h", "tok/s", "USD/M", "cloud")
     numbers = ("context to", "at once", "USD/h", "tok/s", "USD/M")
     tables.table(console, columns, map(cells, rows), right=numbers)
+    if not fitting:
+        console.print(
+            f"nothing of these fits: modelstacks plan --model {model} says what would, --all shows every refusal"
+        )
+        return
     hidden = len(fitting) - len(rows) if not everything else 0
     first = ways[0].choice.load if ways else None
     if first is not None:

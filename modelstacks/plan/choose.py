@@ -28,6 +28,7 @@ from modelstacks.spec import StackSpec
 _IN_NODE = (1, 2, 4, 8, 16)
 _NODES = (2, 3, 4)
 _MOST_OF_A_KIND = 2
+_MOST = {"fewer": 1}
 # The share of a card that servers of public start-up logs were given when weights left little beside them.
 _TIGHT = 0.95
 # What a question must leave open for its answer to be any hardware at all.
@@ -94,18 +95,23 @@ def closest(checked: list[Checked], model: Model) -> Checked:
 def alternatives(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> list[Alternative]:
     """The nearest plans that pass the same check, the cheapest kind of change first, at most two of a kind.
 
-    When no neighbour fits, the cheapest plan of the model for the same load, whatever it takes.
+    Those above the budget are left out unless there are no others. When no neighbour fits, the cheapest plan of the
+    model for the same load, whatever it takes.
     """
     found: dict[tuple[object, ...], Alternative] = {}
-    kinds: Counter[str] = Counter()
-    for kind, choice in _neighbours(refused, spec, catalog, market):
-        key = (choice.gpu.id, choice.engine, choice.quantization, choice.topology, choice.load)
-        if key in found or kinds[kind] == _MOST_OF_A_KIND:
+    dear: dict[tuple[object, ...], Alternative] = {}
+    kinds: Counter[tuple[str, bool]] = Counter()
+    budget = spec.budget_usd_per_month
+    for kind, choice in _in_reach(refused, spec, catalog, market):
+        key = _identity(choice)
+        if key in found or key in dear:
             continue
         passed = _checked(choice, spec, market)
-        if passed.fits:
-            found[key] = _alternative(passed, refused, spec, catalog, market)
-            kinds[kind] += 1
+        above = budget is not None and (passed.cost.usd_per_month or 0) > budget
+        if passed.fits and kinds[kind, above] < _MOST.get(kind, _MOST_OF_A_KIND):
+            (dear if above else found)[key] = _alternative(passed, refused, spec, catalog, market)
+            kinds[kind, above] += 1
+    found = found or dear
     if not found:
         anything = spec.model_copy(update=dict.fromkeys(_HARDWARE))
         cheapest = best(list(candidates(anything, catalog, refused.choice.model, market)))
@@ -134,7 +140,8 @@ def _alternative(
     return Alternative(
         _change(passed.choice, refused.choice, spec, catalog, market),
         passed.choice,
-        passed.cost,
+        # Scaled to zero it costs nothing, though its hardware was chosen by its price.
+        price.cost(passed.choice.gpu, passed.choice.topology, spec.replicas, market),
         passed.memory.max_concurrency,
     )
 
@@ -214,9 +221,22 @@ def _everything(choice: Choice, spec: StackSpec, catalog: Catalog) -> dict[str, 
 _Neighbour = tuple[str, Choice]
 
 
+def _in_reach(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> Iterator[_Neighbour]:
+    """The neighbours; of a context beyond the model, those of its longest one."""
+    yield from _neighbours(refused, spec, catalog, market)
+    choice, form = refused.choice, refused.choice.form
+    if form is None:
+        return
+    longest = choice.model.architecture.context_limit if form.stretches_rope else choice.model.architecture.max_context
+    if choice.load.context > longest:
+        possible = replace(choice, load=with_context(choice.load, longest, form, choice.gpu))
+        yield "load", possible
+        yield from _neighbours(_checked(possible, spec, market), spec, catalog, market)
+
+
 def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market) -> Iterator[_Neighbour]:
     """Kind of change and the choice it leads to; whether it fits is not known yet."""
-    yield from _smaller_loads(refused)
+    yield from _smaller_loads(refused, spec, catalog)
     choice, model = refused.choice, refused.choice.model
 
     def at(gpu: Gpu, quantization: str, topology: Topology, engine: str | None = None) -> Choice:
@@ -258,7 +278,7 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
         yield "nodes", at(choice.gpu, choice.quantization, topology)
 
 
-def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
+def _smaller_loads(refused: Checked, spec: StackSpec, catalog: Catalog) -> Iterator[_Neighbour]:
     """The same hardware asked for less: a shorter context, fewer requests at once, a narrower KV cache."""
     choice, form = refused.choice, refused.choice.form
     if form is None:
@@ -269,7 +289,10 @@ def _smaller_loads(refused: Checked) -> Iterator[_Neighbour]:
         # The null block may take the last place, so one fewer is tried as well.
         for count in (fewer, fewer - 1):
             if count:
-                yield "load", replace(choice, load=replace(choice.load, concurrency=count))
+                # What follows from the number of requests (sequences, batch) follows again.
+                asked = spec.model_copy(update={"concurrency": count, "engine": choice.engine})
+                new = choice_for(asked, catalog, choice.model, choice.gpu, choice.quantization, choice.topology)
+                yield "fewer", replace(new, load=with_context(new.load, choice.load.context, form, choice.gpu))
     for sequences in (256, 64):
         if choice.load.concurrency <= sequences < choice.load.max_num_seqs:
             fewer_at_once = replace(choice.load, max_num_seqs=sequences)

@@ -6,6 +6,7 @@ import pytest
 
 from modelstacks import documents, project
 from modelstacks.catalog import Catalog, Gpu, Model
+from modelstacks.catalog.models import MissingModels
 from modelstacks.catalog.row import load_row
 from modelstacks.errors import BadInput
 
@@ -69,6 +70,8 @@ def test_every_engine_form_has_its_template_and_every_tier_its_form() -> None:
         (Gpu, "../hardware/l4", ("usd_per_hour: 0.8048", "usd_per_hour: -3"), "greater than 0"),
         (Gpu, "../hardware/l4", ("name: g6.2xlarge", "name: g6.xlarge"), "listed twice"),
         (Gpu, "../hardware/l4", ("fp8: 242, ", ""), "tflops gives no fp8"),
+        (Gpu, "../hardware/l4", ("value: 21.95", "value: 2195"), r"line \d+, memory_gib.value.*the name"),
+        (Gpu, "../hardware/l4", ("{bf16: native", "{bf17: native"), "weight_formats.bf17 is no format"),
     ],
 )  # fmt: skip
 def test_data_that_contradicts_itself_is_refused_with_its_line(
@@ -92,3 +95,22 @@ def test_names_that_never_existed_get_the_real_ones() -> None:
         with pytest.raises(BadInput) as refused:
             CATALOG.model(name)
         assert all(model_id in str(refused.value) for model_id in row["instead"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("models:\n  llama-9: {anser: no}\n", r"line \d+, models.llama-9.*anser"),
+        ("models:\n  llama-9: no\n", "models.llama-9"),
+        ("models:\n  llama-9: {answer: gone, instead: []}\n", "models.llama-9.instead"),
+        ("models:\n  llama-9: {answer: gone, instead: [llama-8]}\n", "names llama-8, which the catalogue has not"),
+        ("models:\n  phi-4: {answer: gone, instead: [llama-3.1-8b]}\n", "phi-4 is in the catalogue"),
+        ("- llama-9\n", "must hold a mapping"),
+    ],
+)
+def test_the_list_of_missing_models_is_held_against_the_catalogue(tmp_path: Path, text: str, says: str) -> None:
+    """A mistake in it is named with its place, not met by the next unknown name."""
+    path = tmp_path / "missing-models.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=says):
+        load_row(MissingModels, path, in_catalogue=CATALOG.model_ids)

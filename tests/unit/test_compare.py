@@ -78,3 +78,12 @@ def test_json_and_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     wrong = run(app, ["compare", "gpt-oss-20b", "--picture", str(tmp_path / "a.gif")])
     assert isinstance(wrong.exception, BadInput)
+
+
+def test_a_narrow_terminal_loses_no_digit_and_nothing_that_fits_is_said() -> None:
+    """At 60 columns the table is as wide as at 80."""
+    narrow = CliRunner(env={"COLUMNS": "60"}).invoke(app, ["compare", "llama-3.3-70b", "--gpu", "h100-sxm"])
+    wide = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["compare", "llama-3.3-70b", "--gpu", "h100-sxm"])
+    assert narrow.stdout == wide.stdout
+    nothing = CliRunner().invoke(app, ["compare", "deepseek-r1", "--gpu", "l4"])
+    assert "nothing of these fits" in nothing.stdout

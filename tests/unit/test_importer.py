@@ -178,6 +178,9 @@ def test_how_weights_are_stored(stored: dict[str, Any], name: str, cache: str | 
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"num_local_experts": 8}, "num_experts_per_tok: is missing"),
         ({"head_dim": None, "hidden_size": 8191}, "does not divide hidden_size"),
+        ({"architectures": ["A\nengine_flags: {vllm: [--trust-remote-code]} #LMHead"]}, "which generates no text"),
+        ({"architectures": ["\x1b[2JLlamaForCausalLM"]}, "'\\x1b[2JLlama"),
+        ({"model_type": "llama\nname: x"}, "model_type: is"),
     ],
 )
 def test_each_impossible_value_is_named(change: dict[str, Any], says: str | None) -> None:
@@ -301,3 +304,19 @@ def test_the_reader_agrees_with_the_templates() -> None:
     template_row = Catalog().model("deepseek-r1").architecture
     assert own.parameters == pytest.approx(template_row.parameters, rel=1e-4)
     assert own.unloaded_parameters == pytest.approx(template_row.unloaded_parameters, rel=1e-3)
+
+
+def test_an_unknown_way_to_store_weights_must_be_named(tmp_path: Path) -> None:
+    """Nothing is assumed of it; with the user's word for it there is a plan."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**LLAMA, "quantization_config": {"quant_method": "zzz"}}))
+    with pytest.raises(BadInput, match="'zzz' is not known here"):
+        own_model(config, weights_gib=40)
+    model, _ = own_model(config, weights_gib=40, quantization="int4")
+    assert list(model.checkpoints) == ["int4"]
+
+
+def test_layers_that_predict_ahead_are_not_in_minimax_checkpoints() -> None:
+    """Its configs name some; 214.3 GiB are 228.7 billion weights of 8 bits, the ends of 16, and no more."""
+    config = {**MIXTRAL, "model_type": "minimax_m2", "use_mtp": True, "num_mtp_modules": 3, "mtp_transformer_layers": 1}
+    assert hub(config).architecture.unloaded_parameters == 0

@@ -139,6 +139,8 @@ def test_qwen_at_128k_on_one_h100_learns_what_fits_or_that_nothing_does() -> Non
         {"model": "deepseek-r1", "context": 163840, "concurrency": 64, "gpus": 16},
         {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "gpus": 2, "gpuMemoryUtilization": 0.5, "concurrency": 4},
         {"model": "deepseek-r1", "gpu": "h100-sxm", "gpus": 8, "cloud": {"kind": "kwok"}},
+        {"model": "qwen3.6-35b-a3b", "gpu": "a100-80", "gpus": 2, "concurrency": 1000, "textOnly": True},
+        {"model": "llama-3.3-70b", "gpu": "h100-pcie", "gpus": 1, "replicas": 0},
     ],
 )
 def test_every_alternative_passes_the_same_check(values: dict[str, Any]) -> None:
@@ -402,3 +404,29 @@ def test_the_json_contract_has_every_field() -> None:
     assert memory["kv_cache_gib"] == pytest.approx(
         memory["budget_gib"] - memory["weights_gib"] - memory["overhead_gib"], abs=0.002
     )
+
+
+def test_alternatives_stay_within_the_budget_where_some_do() -> None:
+    """Six plans fit this, at up to 103,964 USD a month; the budget leaves those that a stack file could be given."""
+    question = {"model": "llama-3.1-70b", "gpu": "h100-sxm", "gpus": 1, "quantization": "fp8", "context": 65536}
+    free = decide(**question).alternatives
+    assert any((alternative.cost.usd_per_month or 0) > 6000 for alternative in free)
+    kept = decide(stack="x", **question, budgetUsdPerMonth=6000).alternatives
+    assert kept
+    assert all((alternative.cost.usd_per_month or 0) <= 6000 for alternative in kept)
+
+
+def test_a_refusal_scaled_to_zero_offers_what_costs_nothing() -> None:
+    """As the plans themselves say when they are asked for."""
+    decided = decide(model="llama-3.3-70b", gpu="h100-pcie", gpus=1, replicas=0)
+    assert decided.alternatives
+    assert {alternative.cost.usd_per_hour for alternative in decided.alternatives} == {0.0}
+
+
+def test_a_context_beyond_the_model_and_the_card_leads_to_a_plan() -> None:
+    """Two changes at once: the longest context of the model, on what holds it."""
+    decided = decide(model="qwen-2.5-7b", gpu="rtx-pro-6000", gpus=6, context=200000)
+    assert len(decided.refusals) > 1
+    for alternative in answer(decided)["alternatives"]:
+        assert answer(decide(**alternative["options"]))["fits"]
+    assert decided.alternatives

@@ -1,6 +1,7 @@
 """Stack files: every mistake is reported at once, with its path, the value and what is allowed."""
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,27 @@ def test_no_input_gives_anything_but_a_spec_or_bad_input(values: dict[str, Any])
     """Whatever stands in the file, no other exception escapes."""
     with contextlib.suppress(BadInput):
         assert spec.parse(values, CATALOG, source="fuzz").model in CATALOG.model_ids
+
+
+def test_what_is_wrong_on_the_command_line_is_named_as_an_option(tmp_path: Path) -> None:
+    """The stack file is not blamed for it, and it is when its own keys are wrong."""
+    path = tmp_path / "Pulumi.a.yaml"
+    path.write_text("config:\n  modelstacks:model: llama-3.1-8b\n  modelstacks:gpu: l4\n")
+    with pytest.raises(BadInput, match=r"command line, over Pulumi.a.yaml(.|\n)*--tensor-parallel: 3 does not divide"):
+        stackfile.parse_file(path, CATALOG, overlay={"tensorParallel": 3, "gpus": 8})
+    path.write_text("config:\n  modelstacks:model: llama-3.1-8b\n  modelstacks:gpu: l5\n")
+    with pytest.raises(BadInput, match=r"Pulumi.a.yaml: 1 problem(.|\n)*modelstacks:gpu: 'l5'"):
+        stackfile.parse_file(path, CATALOG, overlay={"gpus": 8})
+
+
+def test_a_broken_data_file_answers_for_itself(tmp_path: Path) -> None:
+    """Not the stack file that happened to be read."""
+    for folder in ("hardware", "templates"):
+        shutil.copytree(Path(__file__).parents[2] / folder, tmp_path / folder)
+    broken = tmp_path / "templates" / "clouds" / "kwok.yaml"
+    broken.write_text("x: [")
+    path = tmp_path / "Pulumi.a.yaml"
+    path.write_text("config:\n  modelstacks:model: llama-3.1-8b\n  modelstacks:cloud: {kind: kwok}\n")
+    with pytest.raises(BadInput) as caught:
+        stackfile.parse_file(path, Catalog(tmp_path))
+    assert str(caught.value).startswith(str(broken))
