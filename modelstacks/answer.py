@@ -83,7 +83,8 @@ def answer(plan: Plan) -> dict[str, Any]:
 
 def whole_cost(plan: Plan) -> dict[str, Any]:
     """The cost of a plan, output tokens included."""
-    return cost(plan.cost) | {"usd_per_million_output_tokens": usd_per_million(plan)}
+    million = usd_per_million(plan)
+    return cost(plan.cost) | {"usd_per_million_output_tokens": None if million is None else round(million, 3)}
 
 
 def cost(cost: Cost) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def usd_per_million(plan: Plan) -> float | None:
     if plan.throughput is None or plan.cost.usd_per_hour is None or plan.spec.replicas == 0:
         return None
     rate = plan.throughput.output_tokens_per_s * plan.spec.replicas
-    return round(economics.usd_per_million_tokens(plan.cost.usd_per_hour, rate), 3)
+    return economics.usd_per_million_tokens(plan.cost.usd_per_hour, rate)
 
 
 def options(choice: Choice, plan: Plan) -> dict[str, Any]:

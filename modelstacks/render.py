@@ -101,6 +101,9 @@ def verified(manifests: list[Manifest]) -> list[Manifest]:
     problems = []
     seen: set[tuple[str, str, str]] = set()
     for manifest in manifests:
+        if not isinstance(manifest, dict):
+            problems.append(Problem("object", f"a template gave {type(manifest).__name__}, not an object"))
+            continue
         missing = [key for key in ("apiVersion", "kind", "metadata") if key not in manifest]
         if missing or "name" not in manifest.get("metadata", {}):
             problems.append(Problem(str(manifest.get("kind", "object")), "lacks apiVersion, kind or metadata.name"))

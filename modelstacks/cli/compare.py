@@ -55,13 +55,14 @@ def draw(model: str, ways: list[Way], target: Path) -> None:
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         raise ModelstacksError(
             "the picture needs matplotlib, which is not installed", next_step="uv sync --extra pictures"
         ) from None
     # The same plans give the same bytes.
     matplotlib.rcParams["svg.hashsalt"] = "modelstacks"
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(10.5, 5.5), layout="constrained")
     axes = figure.add_subplot()
     points = [way for way in ways if way.throughput is not None and way.usd_per_hour is not None]
     for index, gpu in enumerate(sorted({way.choice.gpu.id for way in points})):
@@ -72,17 +73,22 @@ def draw(model: str, ways: list[Way], target: Path) -> None:
     best = [way for way in points if way.on_frontier]
     axes.plot([_x(way) for way in best], [_y(way) for way in best], color="black", linewidth=1, zorder=0)
     for way in best:
-        text = f"{way.choice.topology.gpus}× {way.choice.quantization}"
-        axes.annotate(text, (_x(way), _y(way)), textcoords="offset points", xytext=(5, -9), fontsize=7)
+        text = f"{way.choice.topology.gpus} × {way.choice.gpu.id} {way.choice.quantization}"
+        # Above and to the left of the frontier there is nothing else.
+        axes.annotate(text, (_x(way), _y(way)), textcoords="offset points", xytext=(-4, 5), ha="right", fontsize=7)
     if points:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.18)
     axes.set_xlabel("USD an hour, whole machines of one replica")
     axes.set_ylabel("output tokens a second of one replica (estimate)")
     axes.set_title(f"{model}: what fits, and the frontier")
     axes.grid(visible=True, which="both", alpha=0.25)
     if points:
-        axes.legend(fontsize=8, ncols=2)
+        figure.legend(loc="outside right upper", fontsize=8)
     kind = target.suffix.lower().removeprefix(".") or "svg"
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
     try:
