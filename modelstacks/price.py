@@ -80,9 +80,10 @@ def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
     """The cheapest way to run `replicas` of a topology. Dated prices come before undated ones."""
     # Scaled to zero, the machine is the one that the first replica would take.
     wanted, anywhere = max(replicas, 1), market.cloud is None
+    gpus, nodes = topology.gpus, nodes_per_replica(gpu, topology)
     best: tuple[tuple[bool, bool, float, int], Machine, Price | None] | None = None
     for machine in machines_for(gpu, topology, market):
-        machines = _machines_needed(machine.gpus, gpu, topology, wanted)
+        machines = _machines_needed(machine.gpus, gpus, nodes, wanted)
         for price in _prices(machine, market.region) or (None,):
             dollars = math.inf if price is None else price.usd_per_hour * machines
             undated = price is None or price.date is None
@@ -90,8 +91,10 @@ def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
             if best is None or rank < best[0]:
                 best = rank, machine, price
     if best is None:
-        return Cost(None, _machines_needed(per_machine=None, gpu=gpu, topology=topology, replicas=replicas), None)
-    return _quote(best[1], best[2], gpu, topology, replicas)
+        return Cost(None, nodes * replicas, None)
+    machine, chosen = best[1:]
+    machines = _machines_needed(machine.gpus, gpus, nodes, replicas)
+    return Cost(machine, machines, None if chosen is None else chosen.usd_per_hour * machines, chosen)
 
 
 def gpus_per_node(gpu: Gpu, topology: Topology) -> int:
@@ -104,16 +107,9 @@ def nodes_per_replica(gpu: Gpu, topology: Topology) -> int:
     return math.ceil(topology.gpus / gpu.max_gpus_per_node)
 
 
-def _quote(machine: Machine, price: Price | None, gpu: Gpu, topology: Topology, replicas: int) -> Cost:
-    machines = _machines_needed(machine.gpus, gpu, topology, replicas)
-    return Cost(machine, machines, None if price is None else price.usd_per_hour * machines, price)
-
-
-def _machines_needed(per_machine: int | None, gpu: Gpu, topology: Topology, replicas: int) -> int:
-    nodes = nodes_per_replica(gpu, topology)
-    if nodes > 1 or per_machine is None:
-        return nodes * replicas
-    return math.ceil(replicas / (per_machine // topology.gpus))
+def _machines_needed(per_machine: int, gpus: int, nodes: int, replicas: int) -> int:
+    """Machines for replicas of so many GPUs on so many nodes; of one node, several may share a machine."""
+    return nodes * replicas if nodes > 1 else math.ceil(replicas / (per_machine // gpus))
 
 
 def _prices(machine: Machine, region: str | None) -> tuple[Price, ...]:

@@ -103,12 +103,12 @@ def alternatives(refused: Checked, spec: StackSpec, catalog: Catalog, market: pr
     kinds: Counter[tuple[str, bool]] = Counter()
     budget = spec.budget_usd_per_month
     for kind, choice in _in_reach(refused, spec, catalog, market):
-        key = _identity(choice)
-        if key in found or key in dear:
+        key, most = _identity(choice), _MOST.get(kind, _MOST_OF_A_KIND)
+        if key in found or key in dear or kinds[kind, False] == most:
             continue
         passed = _checked(choice, spec, market)
         above = budget is not None and (passed.cost.usd_per_month or 0) > budget
-        if passed.fits and kinds[kind, above] < _MOST.get(kind, _MOST_OF_A_KIND):
+        if passed.fits and kinds[kind, above] < most:
             (dear if above else found)[key] = _alternative(passed, refused, spec, catalog, market)
             kinds[kind, above] += 1
     found = found or dear
@@ -137,13 +137,12 @@ def within_budget(
 def _alternative(
     passed: Checked, refused: Checked, spec: StackSpec, catalog: Catalog, market: price.Market
 ) -> Alternative:
-    return Alternative(
-        _change(passed.choice, refused.choice, spec, catalog, market),
-        passed.choice,
+    choice, cost = passed.choice, passed.cost
+    if not spec.replicas:
         # Scaled to zero it costs nothing, though its hardware was chosen by its price.
-        price.cost(passed.choice.gpu, passed.choice.topology, spec.replicas, market),
-        passed.memory.max_concurrency,
-    )
+        cost = price.cost(choice.gpu, choice.topology, 0, market)
+    change = _change(choice, refused.choice, spec, catalog, market)
+    return Alternative(change, choice, cost, passed.memory.max_concurrency)
 
 
 def _change(choice: Choice, refused: Choice, spec: StackSpec, catalog: Catalog, market: price.Market) -> str:
