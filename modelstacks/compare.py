@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,9 @@ def compare(spec: StackSpec, catalog: Catalog, model: Model, market: price.Marke
         fits = checked.fits
         longest = _longest(checked)
         ways.append(Way(checked, longest, estimate(checked) if fits else None))
-    ways.sort(key=lambda way: (_dollars(way), way.choice.topology.gpus, way.choice.gpu.id, way.choice.quantization))
+    ways.sort(
+        key=lambda way: (way.checked.cost.rank, way.choice.topology.gpus, way.choice.gpu.id, way.choice.quantization)
+    )
     return _with_frontier(ways)
 
 
@@ -69,7 +70,7 @@ def _with_frontier(ways: list[Way]) -> list[Way]:
     """The same ways; those that nothing equally cheap or cheaper outruns are marked."""
     fastest = 0.0
     leading = set()
-    for way in sorted(ways, key=lambda way: (_dollars(way), -_rate(way))):
+    for way in sorted(ways, key=lambda way: (way.checked.cost.rank, -_rate(way))):
         if way.usd_per_hour is not None and _rate(way) > fastest:
             fastest = _rate(way)
             leading.add(id(way))
@@ -78,10 +79,6 @@ def _with_frontier(ways: list[Way]) -> list[Way]:
 
 def _rate(way: Way) -> float:
     return way.throughput.output_tokens_per_s if way.throughput is not None else 0.0
-
-
-def _dollars(way: Way) -> float:
-    return math.inf if way.usd_per_hour is None else way.usd_per_hour
 
 
 def answer(ways: list[Way]) -> list[dict[str, Any]]:

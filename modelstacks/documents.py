@@ -105,6 +105,13 @@ def line_of(text: str, path: Iterable[str | int]) -> int | None:
     return line
 
 
+def place_of(text: str, path: Iterable[str | int]) -> str:
+    """How an error names the value at `path`: its line, where it has one, and its keys."""
+    steps = list(path)
+    line, where = line_of(text, steps), ".".join(map(str, steps)) or "file"
+    return f"line {line}, {where}" if line else where
+
+
 def _yaml_problem(error: Exception) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "file"

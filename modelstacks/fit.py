@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelstacks.catalog import Architecture, EngineForm, Gpu
-from modelstacks.kvcache import KvCache, layout
+from modelstacks.kvcache import KvCache, kv_heads_per_rank, layout
 
 GIB = 2**30
 # 16-bit floats: activations, embeddings, and weights that a quantization leaves alone.
@@ -125,7 +125,7 @@ def _stage_weights_gib(
     encoder = architecture.encoder
     encoder_gib = encoder.parameters * WIDE_BYTES / GIB if encoder is not None else 0.0
     body_gib = max(total_gib - heads * ends_gib - encoder_gib, 0.0)
-    in_body = architecture.parameters - heads * architecture.vocab * architecture.hidden
+    in_body = architecture.parameters - architecture.end_parameters
     in_body -= encoder.parameters if encoder is not None else 0
     width = body_gib * GIB / max(in_body, 1)
     own_gib = body_gib * layers / architecture.layers
@@ -169,7 +169,7 @@ def _forward_gib(architecture: Architecture, tensor_parallel: int, load: Load) -
     """Activations of one layer over the profiled batch, at the widest point."""
     hidden, moe = architecture.hidden, architecture.moe
     heads = -(-architecture.heads // tensor_parallel)
-    kv_heads = max(1, architecture.kv_heads // tensor_parallel)
+    kv_heads = kv_heads_per_rank(architecture.kv_heads, tensor_parallel)
     widest = max(
         2 * heads * architecture.head_dim + 2 * kv_heads * architecture.head_dim,
         3 * architecture.intermediate / tensor_parallel if moe is None or moe.layers is not None else 0,
@@ -259,6 +259,12 @@ def holds_context(
     )
 
 
+def cache_dtype(load: Load, stored: str | None, form: EngineForm) -> str:
+    """The KV cache type that the engine will use: "auto" is the `stored` one of the checkpoint, where that is read."""
+    asked = load.kv_cache_dtype
+    return stored if asked == "auto" and stored is not None and form.reads_cache_scales else asked
+
+
 def cache_of(
     architecture: Architecture,
     gpu: Gpu,
@@ -269,9 +275,7 @@ def cache_of(
     layers: int,
 ) -> KvCache:
     """How the engine lays out the KV cache of a stage of `layers` layers."""
-    named = load.kv_cache_dtype
-    if named == "auto" and weights.kv_cache_dtype is not None and form.reads_cache_scales:
-        named = weights.kv_cache_dtype
+    named = cache_dtype(load, weights.kv_cache_dtype, form)
     # A type the engine does not have is refused elsewhere; the ledger is then that of the default.
     width = form.kv_cache_dtypes.get(named, form.kv_cache_dtypes["auto"])
     # Batches in flight at once: one a stage, and one more where scheduling is asynchronous.

@@ -39,6 +39,11 @@ class Cost:
         """USD for 730 hours."""
         return None if self.usd_per_hour is None else self.usd_per_hour * HOURS_PER_MONTH
 
+    @property
+    def rank(self) -> float:
+        """USD per hour to sort by: what has no price comes last."""
+        return math.inf if self.usd_per_hour is None else self.usd_per_hour
+
     def is_old(self, today: datetime.date, days: int = OLD_AFTER_DAYS) -> bool:
         """The price was seen more than `days` days before `today`."""
         return self.price is not None and is_old(self.price, today, days)

@@ -134,15 +134,19 @@ class Architecture(Row):
             return
         attention = self.hidden * (2 * self.heads + 2 * self.kv_heads) * self.head_dim
         layer = attention + 3 * self.hidden * self.intermediate
-        ends = (1 if self.tied_embeddings else 2) * self.vocab * self.hidden
         tower = self.encoder.parameters if self.encoder is not None else 0
-        counted = self.layers * layer + ends + tower
+        counted = self.layers * layer + self.end_parameters + tower
         # Families differ by a third feed-forward matrix, gates and shared parts.
         if not 0.6 <= self.parameters / counted <= 1.8:
             raise ValueError(
                 f"architecture.parameters {self.parameters / 1e9:.2f}B do not go with the shapes, "
                 f"which make {counted / 1e9:.2f}B"
             )
+
+    @property
+    def end_parameters(self) -> int:
+        """Of embeddings and output layer, which may be one matrix; quantized checkpoints keep them in 16 bits."""
+        return (1 if self.tied_embeddings else 2) * self.vocab * self.hidden
 
     @property
     def value_dim(self) -> int:
@@ -230,7 +234,7 @@ class Model(Row):
     quantize_at_load: dict[str, str] = Field(default_factory=dict)
     engine_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     engine_refusals: dict[str, str] = Field(default_factory=dict)
-    # The oldest version of an engine that a public recipe names for the model; older ones are refused.
+    # The oldest version of an engine that a public recipe names for the model; a plan for an older one warns.
     engine_since: dict[str, str] = Field(default_factory=dict)
     lora: bool = True
     notes: tuple[str, ...] = ()

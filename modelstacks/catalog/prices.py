@@ -101,7 +101,7 @@ def _contract(path: Path, gpus: dict[str, Gpu]) -> list[ContractPrice]:
         prices = TypeAdapter(list[ContractPrice]).validate_python(data)
     except ValidationError as error:
         problems = [
-            Problem(_place(text, list(detail["loc"])), detail["msg"], detail.get("input"))
+            Problem(documents.place_of(text, list(detail["loc"])), detail["msg"], detail.get("input"))
             for detail in error.errors(include_url=False, include_context=False)
         ]
         raise BadInput(problems, source=str(path), next_step="see docs/prices.md") from None
@@ -109,11 +109,6 @@ def _contract(path: Path, gpus: dict[str, Gpu]) -> list[ContractPrice]:
     if problems:
         raise BadInput(problems, source=str(path), next_step="modelstacks gpus --json lists every machine type")
     return prices
-
-
-def _place(text: str, path: list[str | int]) -> str:
-    line = documents.line_of(text, path)
-    return f"line {line}, {'.'.join(map(str, path))}" if line else ".".join(map(str, path))
 
 
 def _unknown_machines(prices: Iterable[ContractPrice], gpus: dict[str, Gpu], text: str) -> list[Problem]:
@@ -127,12 +122,12 @@ def _unknown_machines(prices: Iterable[ContractPrice], gpus: dict[str, Gpu], tex
             near = difflib.get_close_matches(price.cloud.lower(), known, n=1, cutoff=0.5)
             allowed = ", ".join(sorted(known))
             message = f"cloud {price.cloud!r} is not in the catalogue"
-            place = _place(text, [index, "cloud"])
+            place = documents.place_of(text, [index, "cloud"])
             problems.append(Problem(place, message, price.cloud, allowed, near[0] if near else None))
         elif price.machine not in known[price.cloud]:
             near = difflib.get_close_matches(price.machine, known[price.cloud], n=1, cutoff=0.4)
             message = f"{price.cloud} has no machine {price.machine!r} in the catalogue"
-            place = _place(text, [index, "machine"])
+            place = documents.place_of(text, [index, "machine"])
             problems.append(Problem(place, message, price.machine, None, near[0] if near else None))
     return problems
 
@@ -145,7 +140,9 @@ def _repeated(prices: Iterable[ContractPrice], text: str) -> list[Problem]:
         if key in first:
             line = documents.line_of(text, [first[key]])
             message = f"a second price of {price.cloud} {price.machine} in region {price.region}"
-            problems.append(Problem(_place(text, [index]), f"{message}, the first is in line {line}", price.machine))
+            problems.append(
+                Problem(documents.place_of(text, [index]), f"{message}, the first is in line {line}", price.machine)
+            )
         first.setdefault(key, index)
     return problems
 

@@ -56,7 +56,5 @@ def _problems(error: ValidationError | TypeError | OverflowError, text: str) -> 
         named = re.match(r"Value error, ([a-z_]+(?:\.[\w-]+)+) ", detail["msg"])
         if not path and named is not None:
             path = [int(step) if step.isdigit() else step for step in named.group(1).split(".")]
-        line = documents.line_of(text, path)
-        where = ".".join(map(str, path)) or "file"
-        problems.append(Problem(f"line {line}, {where}" if line else where, detail["msg"], detail.get("input")))
+        problems.append(Problem(documents.place_of(text, path), detail["msg"], detail.get("input")))
     return problems

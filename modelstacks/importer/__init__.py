@@ -101,8 +101,7 @@ _WIDTHS = {"fp8": 1.004, "int8": 1.004, "awq": 0.52, "gptq": 0.52, "int4": 0.52,
 
 def computed_gib(architecture: Architecture, quantization: str) -> float:
     """The size of a checkpoint that nobody published: ends and towers in 16 bits; of experts, only they are narrow."""
-    ends = (1 if architecture.tied_embeddings else 2) * architecture.vocab * architecture.hidden
-    wide = ends + (architecture.encoder.parameters if architecture.encoder is not None else 0)
+    wide = architecture.end_parameters + (architecture.encoder.parameters if architecture.encoder is not None else 0)
     body = architecture.parameters - wide
     width = _WIDTHS.get(quantization, 2.0)
     narrow = body

@@ -121,7 +121,7 @@ def weights_of(choice: Choice) -> Weights:
     if published is not None:
         return Weights(loaded_gib(published, architecture), kv_cache_dtype=published.kv_cache_dtype)
     origin = model.checkpoints[model.quantize_at_load.get(quantization, next(iter(model.checkpoints)))]
-    ends = (1 if architecture.tied_embeddings else 2) * architecture.vocab * architecture.hidden
+    ends = architecture.end_parameters
     body = max(architecture.parameters - ends, 0)
     served = (body * _AT_LOAD_BYTES.get(quantization, 1.0) + ends * WIDE_BYTES) / GIB
     how = choice.form.quantize_at_load.get(quantization) if choice.form is not None else None
@@ -161,9 +161,8 @@ def check(choice: Choice, market: price.Market, cost: price.Cost) -> Checked:
 
 def load_cache(choice: Choice) -> str:
     """The KV cache type that the engine will use: what "auto" means for this checkpoint and engine version."""
-    asked, stored = choice.load.kv_cache_dtype, choice.model.checkpoints.get(choice.quantization)
-    narrow = stored.kv_cache_dtype if stored is not None else None
-    return narrow if asked == "auto" and narrow is not None and choice.figures.reads_cache_scales else asked
+    stored = choice.model.checkpoints.get(choice.quantization)
+    return fit.cache_dtype(choice.load, stored.kv_cache_dtype if stored is not None else None, choice.figures)
 
 
 def _engine_refusals(choice: Choice) -> list[Refusal]:
@@ -282,7 +281,7 @@ def _shape_refusals(choice: Choice) -> list[Refusal]:
         text = f"{choice.engine} reads a prompt in one step, so maxNumBatchedTokens {batch} is below context {context}"
         refusals.append(Refusal("batch-too-small", text, context, batch, "tokens"))
     stretched = choice.form is None or choice.form.stretches_rope
-    limit = architecture.context_limit if stretched else architecture.max_context
+    limit = context_limit(choice)
     if context > limit:
         text = f"context {context} is beyond the model's {architecture.max_context}"
         if architecture.context_limit > architecture.max_context:
@@ -338,6 +337,13 @@ def _memory_refusals(choice: Choice, form: EngineForm, weights: Weights, memory:
     return [Refusal("kv-cache-too-small", text, round(need, 2), round(have, 2), "GiB per GPU"), *refusals]
 
 
+def context_limit(choice: Choice) -> int:
+    """The longest context of the model that the engine can be asked for, tokens; with no engine, of the model."""
+    architecture = choice.model.architecture
+    stretched = choice.form is None or choice.form.stretches_rope
+    return architecture.context_limit if stretched else architecture.max_context
+
+
 def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most: int | None = None) -> int | None:
     """The longest context up to `most` (by default the asked one) that fits at the asked concurrency.
 
@@ -347,8 +353,6 @@ def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most:
     it follows here too.
     """
     architecture = choice.model.architecture
-    limit = architecture.context_limit if form.stretches_rope else architecture.max_context
-
     topology = choice.topology
     if topology.pipeline_parallel > architecture.layers:
         return None
@@ -360,7 +364,7 @@ def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most:
         load = with_context(choice.load, context, form, choice.gpu)
         return fit.memory(architecture, choice.gpu, form, weights, topology, load).holds_load
 
-    longest = min(limit, most or choice.load.context)
+    longest = min(context_limit(choice), most or choice.load.context)
     for step, most_here in ((1024, longest), (16, min(longest, 1023))):
         low, high = 0, most_here // step
         while low < high:

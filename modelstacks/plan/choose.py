@@ -15,6 +15,7 @@ from modelstacks.plan.check import (
     Checked,
     check,
     choice_for,
+    context_limit,
     load_cache,
     longest_context,
     profile_for,
@@ -44,7 +45,7 @@ def candidates(spec: StackSpec, catalog: Catalog, model: Model, market: price.Ma
         topologies = [(topology, price.cost(gpu, topology, replicas, market)) for topology in _topologies(spec, gpu)]
         for quantization in _quantizations(spec, model):
             for topology, cost in topologies:
-                dollars = math.inf if cost.usd_per_hour is None else cost.usd_per_hour
+                dollars = cost.rank
                 # What costs more than a plan that fits is never chosen, so it need not be computed.
                 if cheapest < math.inf and dollars > cheapest:
                     continue
@@ -72,8 +73,7 @@ def best(checked: list[Checked]) -> Checked | None:
     fitting = [candidate for candidate in checked if candidate.fits]
 
     def rank(candidate: Checked) -> tuple[float, int]:
-        dollars = candidate.cost.usd_per_hour
-        return math.inf if dollars is None else dollars, candidate.choice.topology.gpus
+        return candidate.cost.rank, candidate.choice.topology.gpus
 
     return min(fitting, key=rank, default=None)
 
@@ -131,7 +131,7 @@ def within_budget(
         month = cheapest.cost.usd_per_month if cheapest is not None else None
         if cheapest is not None and month is not None and month <= usd:
             found.append(_alternative(cheapest, dear, spec, catalog, market))
-    return sorted(found, key=lambda alternative: alternative.cost.usd_per_hour or math.inf)[:_MOST_OF_A_KIND]
+    return sorted(found, key=lambda alternative: alternative.cost.rank)[:_MOST_OF_A_KIND]
 
 
 def _alternative(
@@ -226,7 +226,7 @@ def _in_reach(refused: Checked, spec: StackSpec, catalog: Catalog, market: price
     choice, form = refused.choice, refused.choice.form
     if form is None:
         return
-    longest = choice.model.architecture.context_limit if form.stretches_rope else choice.model.architecture.max_context
+    longest = context_limit(choice)
     if choice.load.context > longest:
         possible = replace(choice, load=with_context(choice.load, longest, form, choice.gpu))
         yield "load", possible
@@ -259,22 +259,19 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
             yield "engine", at(choice.gpu, choice.quantization, choice.topology, engine)
     open_counts = spec.model_copy(update={"gpus": None, "tensor_parallel": None, "pipeline_parallel": None})
     topologies = [topology for topology in _topologies(open_counts, choice.gpu) if topology != choice.topology]
-    in_node, nodes = (
-        [t for t in topologies if t.pipeline_parallel == 1],
-        [t for t in topologies if t.pipeline_parallel > 1],
-    )
-    for topology in in_node:
-        yield "gpus", at(choice.gpu, choice.quantization, topology)
+    for topology in topologies:
+        if topology.pipeline_parallel == 1:
+            yield "gpus", at(choice.gpu, choice.quantization, topology)
     others = []
     for gpu in _gpus(spec.model_copy(update={"gpu": None}), catalog, model, market):
         for topology in _topologies(open_counts, gpu):
             if gpu.id != choice.gpu.id and topology.gpus == choice.topology.gpus:
-                dollars = price.cost(gpu, topology, spec.replicas, market).usd_per_hour
-                others.append((math.inf if dollars is None else dollars, gpu.id, topology))
+                others.append((price.cost(gpu, topology, spec.replicas, market).rank, gpu.id, topology))
     for _, gpu_id, topology in sorted(others, key=lambda entry: entry[:2]):
         yield "gpu", at(catalog.gpus[gpu_id], choice.quantization, topology)
-    for topology in nodes:
-        yield "nodes", at(choice.gpu, choice.quantization, topology)
+    for topology in topologies:
+        if topology.pipeline_parallel > 1:
+            yield "nodes", at(choice.gpu, choice.quantization, topology)
 
 
 def _smaller_loads(refused: Checked, spec: StackSpec, catalog: Catalog) -> Iterator[_Neighbour]:
