@@ -30,13 +30,20 @@ _TAKEN_NAMESPACES = ("default",)
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 
+def _in_digits(value: str) -> int:
+    """What a number with a unit most likely means, as an example: 128k is 131072."""
+    units = {"k": 1024, "m": 10**6}
+    found = re.fullmatch(r"([0-9]{1,6})\s*([km])", value.strip().lower())
+    return int(found[1]) * units[found[2]] if found is not None else 2
+
+
 def _whole_number(value: object) -> object:
     """Accept 2 and "2" (Pulumi writes config values as text), and nothing that only looks like a number."""
     if isinstance(value, bool | float):
         raise ValueError("must be a whole number")
     if isinstance(value, str):
         if not re.fullmatch(r"[0-9]{1,12}", value):
-            raise ValueError("must be a whole number without unit, such as 131072")
+            raise ValueError(f"must be a whole number without unit, such as {_in_digits(value)}")
         return int(value)
     return value
 

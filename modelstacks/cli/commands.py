@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -194,10 +193,12 @@ def render(
                 typer.echo(difference.diff)
     if all_stacks:
         stale += _leftovers(folder, check)
+    refused = _print_refused(plans)
     if stale:
         typer.echo(f"not current: {', '.join(stale)}; run `make render` and commit the result", err=True)
         raise typer.Exit(EXIT_FAULT)
-    _exit_if_refused(plans)
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
@@ -210,7 +211,8 @@ def diff(stacks: Stacks = None, all_stacks: All = False) -> None:
     for stack, decided, catalog in _runnable(plans):
         changed = review.differences(review.files(decided, catalog, stack), project.rendered_dir(folder, stack))
         typer.echo("\n".join(d.diff for d in changed) if changed else f"rendered/{stack} is current")
-    _exit_if_refused(plans)
+    if _print_refused(plans):
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()
@@ -334,18 +336,17 @@ def _plans(folder: Path, stacks: list[str] | None, all_stacks: bool) -> list[tup
     return [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
 
 
-def _runnable(plans: list[tuple[str, Plan, Catalog]]) -> Iterator[tuple[str, Plan, Catalog]]:
-    """The plans that may run; the others are printed with their refusals as they come."""
-    for stack, decided, catalog in plans:
-        if decided.refusals:
-            _print_refusals(stack, decided)
-        else:
-            yield stack, decided, catalog
+def _runnable(plans: list[tuple[str, Plan, Catalog]]) -> list[tuple[str, Plan, Catalog]]:
+    """The plans that may run."""
+    return [entry for entry in plans if entry[1].runs]
 
 
-def _exit_if_refused(plans: list[tuple[str, Plan, Catalog]]) -> None:
-    if any(decided.refusals for _, decided, _ in plans):
-        raise typer.Exit(EXIT_REFUSED)
+def _print_refused(plans: list[tuple[str, Plan, Catalog]]) -> bool:
+    """Say what was refused, after everything else, where it is not scrolled away; whether anything was."""
+    refused = [(stack, decided) for stack, decided, _ in plans if not decided.runs]
+    for stack, decided in refused:
+        _print_refusals(stack, decided)
+    return bool(refused)
 
 
 def _decide(asked: StackSpec, catalog: Catalog, stack: str | None, *, dated: bool = True) -> Plan:
