@@ -6,11 +6,12 @@ import datetime
 import math
 from dataclasses import dataclass
 
-from modelstacks.catalog import CloudKind, Gpu, Machine, Price
-from modelstacks.catalog.hardware import ANYWHERE
+from modelstacks import cloudspec
+from modelstacks.catalog import Catalog, Gpu, Machine, Price
+from modelstacks.catalog.hardware import ANYWHERE, CapacityWay
+from modelstacks.cloudspec import CloudSpec
 from modelstacks.economics import HOURS_PER_MONTH
 from modelstacks.fit import Topology
-from modelstacks.spec import CloudSpec
 
 # A price list that is older than a quarter has usually been replaced.
 OLD_AFTER_DAYS = 90
@@ -23,6 +24,9 @@ class Market:
     cloud: str | None = None
     region: str | None = None
     orderable: bool = False
+    # The one machine type that may be used, and the ways it must be sold; neither matters when empty.
+    machine: str | None = None
+    ways: tuple[CapacityWay, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,18 @@ def is_old(price: Price, today: datetime.date, days: int = OLD_AFTER_DAYS) -> bo
     return age is not None and age > days
 
 
-def market(cloud: CloudSpec | None, kind: CloudKind | None) -> Market:
+def market(cloud: CloudSpec | None, catalog: Catalog) -> Market:
     """The price rows that a stack's cloud draws from."""
-    if cloud is None or kind is None:
+    if cloud is None:
         return Market()
-    return Market(cloud.machines_of or kind.prices_of, cloud.region, orderable=kind.makes_nodes)
+    kind = catalog.clouds[cloud.kind]
+    return Market(
+        cloud.machines_of or kind.prices_of,
+        cloudspec.region_of(cloud, kind, catalog),
+        orderable=kind.makes_nodes,
+        machine=cloud.machine,
+        ways=tuple(capacity.way for capacity in cloud.capacity) if kind.makes_nodes and not kind.simulated else (),
+    )
 
 
 def machines_for(gpu: Gpu, topology: Topology, market: Market) -> tuple[Machine, ...]:
@@ -76,6 +87,8 @@ def machines_for(gpu: Gpu, topology: Topology, market: Market) -> tuple[Machine,
         for machine in gpu.machines
         if (machine.gpus == per_node if several else machine.gpus >= per_node)
         and (machine.kubernetes or not market.orderable)
+        and market.machine in (None, machine.name)
+        and (machine.sold_as is None or set(market.ways) <= set(machine.sold_as))
     ]
     own = [machine for machine in fitting if machine.cloud == market.cloud]
     return tuple(own if market.cloud is not None else fitting)
@@ -110,6 +123,11 @@ def gpus_per_node(gpu: Gpu, topology: Topology) -> int:
 def nodes_per_replica(gpu: Gpu, topology: Topology) -> int:
     """Nodes that one replica spans."""
     return math.ceil(topology.gpus / gpu.max_gpus_per_node)
+
+
+def machines_needed(machine: Machine, gpu: Gpu, topology: Topology, replicas: int) -> int:
+    """Whole machines that so many replicas take."""
+    return _machines_needed(machine.gpus, topology.gpus, nodes_per_replica(gpu, topology), replicas)
 
 
 def _machines_needed(per_machine: int, gpus: int, nodes: int, replicas: int) -> int:

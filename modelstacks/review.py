@@ -14,6 +14,7 @@ from modelstacks.catalog import Catalog
 from modelstacks.errors import ModelstacksError
 from modelstacks.ledger import ledger_bar
 from modelstacks.plan import Plan
+from modelstacks.render.templates import Manifest
 
 PLAN_FILE = "plan.md"
 
@@ -77,7 +78,7 @@ def store(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
     return changed
 
 
-def page(plan: Plan, manifests: list[render.Manifest], stack: str) -> str:
+def page(plan: Plan, manifests: list[Manifest], stack: str) -> str:
     """plan.md: what will run, what it costs, why it fits, and what is not in the manifests."""
     choice = plan.choice
     gpus = f"{choice.topology.gpus} × {choice.gpu.name}"
@@ -213,7 +214,7 @@ def _minutes(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
-def _objects(plan: Plan, manifests: list[render.Manifest]) -> list[str]:
+def _objects(plan: Plan, manifests: list[Manifest]) -> list[str]:
     lines = ["## What is applied", "", "| object | namespace | file |", "|---|---|---|"]
     for manifest in manifests:
         kind, namespace, name = render.identity(manifest)

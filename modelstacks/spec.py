@@ -5,20 +5,31 @@ Defaults live here and nowhere else. Every mistake is reported at once, with its
 
 from __future__ import annotations
 
-import difflib
-import re
 import reprlib
-import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
+from modelstacks import cloudspec
 from modelstacks.catalog import Catalog
 from modelstacks.catalog.hardware import WeightFormat
+from modelstacks.cloudspec import Capacity, CloudSpec, ObjectRef, Taint, Toleration
 from modelstacks.errors import BadInput, Problem
-
-NAMESPACE = "modelstacks"
+from modelstacks.fields import (
+    DNS_LABEL,
+    Count,
+    DnsLabel,
+    Fraction,
+    Section,
+    Tokens,
+    Usd,
+    Word,
+    camel,
+    key_path,
+    nearest,
+    whole_number,
+)
 
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
@@ -27,97 +38,16 @@ QUANTIZATIONS: tuple[str, ...] = get_args(WeightFormat)
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _TAKEN_NAMESPACES = ("default",)
-_DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
 
-def _in_digits(value: str) -> int:
-    """What a number with a unit most likely means, as an example: 128k is 131072."""
-    units = {"k": 1024, "m": 10**6}
-    found = re.fullmatch(r"([0-9]{1,6})\s*([km])", value.strip().lower())
-    return int(found[1]) * units[found[2]] if found is not None else 2
-
-
-def _whole_number(value: object) -> object:
-    """Accept 2 and "2" (Pulumi writes config values as text), and nothing that only looks like a number."""
-    if isinstance(value, bool | float):
-        raise ValueError("must be a whole number")
-    if isinstance(value, str):
-        if not re.fullmatch(r"[0-9]{1,12}", value):
-            raise ValueError(f"must be a whole number without unit, such as {_in_digits(value)}")
-        return int(value)
-    return value
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-def _text(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("must be text")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
-        raise ValueError("must not hold control characters")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=4096)]
-Tokens = Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=100_000_000)]
-Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
-Word = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=253)]
-DnsLabel = Annotated[str, BeforeValidator(_text), Field(pattern=_DNS_LABEL)]
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)
-
-
-LabelKey = Annotated[
-    str, BeforeValidator(_text), Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-]
-LabelValue = Annotated[
-    str, BeforeValidator(_text), Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
-]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_camel, populate_by_name=True)
-
-
-class Toleration(_Section):
-    """A toleration as Kubernetes has it."""
-
-    key: Word | None = None
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: Word | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: Annotated[int, BeforeValidator(_whole_number), Field(ge=0)] | None = None
-
-
-class CloudSpec(_Section):
-    """How GPU nodes are had. Which options a kind takes is declared in templates/clouds/<kind>.yaml."""
-
-    kind: Word = "existing"
-    region: Word | None = None
-    zones: tuple[Word, ...] = ()
-    capacity: Literal["on-demand", "spot"] = "on-demand"
-    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    machines_of: Word | None = None
-    node_class: DnsLabel | None = None
-
-
-class WeightsSpec(_Section):
+class WeightsSpec(Section):
     """Where a server keeps its weights: node-local scratch by default, a claim, or a volume per pod."""
 
     claim: DnsLabel | None = None
     storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
 
 
-class PreferSpec(_Section):
+class PreferSpec(Section):
     """What an open choice is made from, in this order of worth: types and formats that are not named are left out."""
 
     gpus: tuple[Word, ...] = ()
@@ -125,7 +55,7 @@ class PreferSpec(_Section):
     max_gpus: Count | None = None
 
 
-class StackSpec(_Section):
+class StackSpec(Section):
     """What one user wants to run. None means: decide for me."""
 
     model: Word
@@ -140,13 +70,13 @@ class StackSpec(_Section):
     max_num_seqs: Count | None = None
     context: Annotated[Tokens, Field(ge=2)] | None = None
     concurrency: Count | None = None
-    replicas: Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=1000)] = 1
+    replicas: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1000)] = 1
     engine: Word | None = None
     engine_version: Word | None = None
     text_only: bool = False
     lora_modules: dict[DnsLabel, Word] = Field(default_factory=dict)
-    max_loras: Annotated[int, BeforeValidator(_whole_number), Field(ge=1, le=256)] | None = None
-    max_lora_rank: Annotated[int, BeforeValidator(_whole_number)] | None = None
+    max_loras: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=256)] | None = None
+    max_lora_rank: Annotated[int, BeforeValidator(whole_number)] | None = None
     prefer: PreferSpec = PreferSpec()
     cloud: CloudSpec | None = None
     budget_usd_per_month: Usd | None = None
@@ -156,10 +86,20 @@ class StackSpec(_Section):
     kubeconfig: Word | None = None
     require_reviewed: bool = False
     hub_token_secret: DnsLabel = "hub-token"
+    image_pull_secret: DnsLabel | None = None
+    operators: tuple[Word, ...] = ()
+    # What other stacks use too, so that destroying this one leaves it; and whose namespace this stack lives in.
+    shared: tuple[Literal["namespace", "pool"], ...] = ()
+    namespace_owner: Word | None = None
     weights: WeightsSpec = WeightsSpec()
 
+    @property
+    def replicas_at_most(self) -> int:
+        """Replicas that may run at once; roll-outs take the old pod away before the new one comes, so none on top."""
+        return self.replicas
 
-KEYS = tuple(_camel(name) for name in StackSpec.model_fields)
+
+KEYS = tuple(camel(name) for name in StackSpec.model_fields)
 
 
 def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackSpec:
@@ -188,6 +128,7 @@ def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
         ("gpu", values.get("gpu"), catalog.gpu_ids),
         ("engine", values.get("engine"), tuple(catalog.versions.engines)),
         ("cloud.kind", kind, tuple(catalog.clouds)),
+        ("cloud.fabric", cloud.get("fabric") if isinstance(cloud, Mapping) else None, ("auto", *catalog.fabrics)),
     ]
     prefer = values.get("prefer")
     named = prefer.get("gpus") if isinstance(prefer, Mapping) else None
@@ -227,21 +168,14 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         text = f"{total} GPUs per replica are no whole number of nodes of {node}"
         problems.append(Problem(key_path(key), text, total, f"1 to {node} GPUs, or a multiple of {node}"))
     if spec.cloud is not None:
-        kind = catalog.clouds[spec.cloud.kind]
-        given = spec.cloud.model_dump(by_alias=True, exclude_unset=True, exclude={"kind"})
-        for option in given:
-            if option not in kind.options:
-                allowed = ", ".join(kind.options) or "no options"
-                text = f"is not an option of kind {kind.id}"
-                problems.append(Problem(key_path(f"cloud.{option}"), text, given[option], allowed))
-        zones = kind.options.get("zones", {}).get("allowed")
-        for zone in spec.cloud.zones:
-            if zones is not None and zone not in zones:
-                problems.append(Problem(key_path("cloud.zones"), f"{zone!r} is not known", zone, ", ".join(zones)))
-        of = spec.cloud.machines_of
-        clouds = tuple(sorted({machine.cloud for machine in catalog.machines}))
-        if of is not None and of not in clouds:
-            problems.append(Problem(key_path("cloud.machinesOf"), f"{of!r} is not known", of, ", ".join(clouds)))
+        asked = gpus or (tensor * (pipeline or 1) if tensor is not None else None)
+        problems += cloudspec.problems(spec.cloud, catalog, gpu=spec.gpu, gpus=asked)
+    problems += _operators(spec, catalog)
+    if spec.namespace_owner is not None and spec.namespace is None:
+        text = f"{spec.namespace_owner} owns a namespace, and namespace does not say which"
+        problems.append(Problem(key_path("namespace"), text))
+    if spec.namespace_owner is not None and "namespace" in spec.shared:
+        problems.append(Problem(key_path("shared"), f"the namespace is shared by its owner, {spec.namespace_owner}"))
     if spec.namespace in _TAKEN_NAMESPACES or (spec.namespace or "").startswith("kube-"):
         text = f"{spec.namespace!r} belongs to the cluster; a stack labels and owns its namespace"
         problems.append(Problem(key_path("namespace"), text, spec.namespace, "a namespace of its own"))
@@ -278,15 +212,36 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     return problems
 
 
+def _operators(spec: StackSpec, catalog: Catalog) -> list[Problem]:
+    """Operators that nobody knows, that the cloud brings itself, or that get in one another's way."""
+    problems = []
+    path = key_path("operators")
+    known = tuple(catalog.operators) if spec.operators else ()
+    kind = spec.cloud.kind if spec.cloud is not None else "existing"
+    for name in spec.operators:
+        if name not in known:
+            problems.append(Problem(path, f"{name!r} is not known", name, ", ".join(known), nearest(name, known)))
+            continue
+        row = catalog.operators[name]
+        if kind in row.never_with:
+            problems.append(Problem(path, f"{name} does not go with kind {kind}: {row.never_with[kind]}", name))
+        elif row.only_with is not None and kind not in row.only_with:
+            problems.append(Problem(path, f"{name} is not for kind {kind}", name, ", ".join(row.only_with)))
+        beside = [other for other in spec.operators if other in row.not_beside and other > name]
+        problems += [Problem(path, f"{name} and {other} do the same: keep one", name) for other in beside]
+    twice = sorted({name for name in spec.operators if spec.operators.count(name) > 1})
+    problems += [Problem(path, f"names {name} twice", name) for name in twice]
+    return problems
+
+
 def _problem(detail: Any) -> Problem:
     """One pydantic error in the words of the stack file."""
     steps = [str(step) for step in detail["loc"]]
-    path = key_path(".".join(_camel(step) for step in steps))
+    path = key_path(".".join(camel(step) for step in steps))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
-        sections: dict[str, type[_Section]] = {"cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec}
-        section = sections.get(steps[0] if len(steps) > 1 else "", StackSpec)
-        names = tuple(_camel(name) for name in section.model_fields)
+        section = _section(steps[:-1])
+        names = tuple(camel(name) for name in section.model_fields)
         return Problem(path, "is not a known key", value, ", ".join(names), nearest(steps[-1], names))
     if detail["type"] == "missing":
         return Problem(path, "is missing; name a model, see `modelstacks models`")
@@ -304,12 +259,23 @@ def _problem(detail: Any) -> Problem:
         }
         return Problem(path, f"{_shown(value)} must be {wanted[detail['type'].split('_')[0]]}", value)
     if detail["type"] == "string_pattern_mismatch":
-        form = "lower case letters, digits and '-'" if detail["ctx"]["pattern"] == _DNS_LABEL else "a Kubernetes name"
+        form = "lower case letters, digits and '-'" if detail["ctx"]["pattern"] == DNS_LABEL else "a Kubernetes name"
         return Problem(path, f"{_shown(value)} is no usable name", value, form)
     if detail["type"] == "string_too_short":
         return Problem(path, "is empty", value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Problem(path, f"{_shown(value)} {message[0].lower()}{message[1:]}", value)
+
+
+def _section(steps: list[str]) -> type[Section]:
+    """The part of the stack file that a key stands in."""
+    sections: dict[str, type[Section]] = {
+        "": StackSpec, "cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec,
+        "cloud.capacity": Capacity, "cloud.tolerations": Toleration, "cloud.startupTaints": Taint,
+        "cloud.infrastructure": ObjectRef, "cloud.bootstrap": ObjectRef,
+    }  # fmt: skip
+    path = ".".join(camel(step) for step in steps if not step.isdigit())
+    return sections.get(path, StackSpec)
 
 
 def _shown(value: object) -> str:
@@ -318,19 +284,6 @@ def _shown(value: object) -> str:
         return _BOUNDED.repr(value)
     except ValueError:
         return "a number of thousands of digits"
-
-
-def key_path(key: str) -> str:
-    return f"{NAMESPACE}:{key}"
-
-
-def nearest(word: str, words: tuple[str, ...]) -> str | None:
-    folded = {candidate.lower(): candidate for candidate in words}
-    longer = [candidate for low, candidate in folded.items() if low.startswith(f"{word.lower()}-")]
-    if longer:
-        return " or ".join(longer)
-    near = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
-    return folded[near[0]] if near else None
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

@@ -12,7 +12,8 @@ from typing import Any
 from modelstacks import documents, project
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, Problem, listed
-from modelstacks.spec import KEYS, NAMESPACE, StackSpec, key_path, nearest, parse
+from modelstacks.fields import NAMESPACE, key_path, nearest
+from modelstacks.spec import KEYS, StackSpec, parse
 
 # A stack's name becomes part of object names: RayService allows 47 characters (KubeRay MaxRayServiceNameLength).
 _STACK_NAME = re.compile(r"[a-z]([a-z0-9.-]*[a-z0-9])?")

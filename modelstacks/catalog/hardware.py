@@ -12,6 +12,9 @@ from modelstacks.catalog.row import Fact, Id, PositiveFloat, PositiveInt, Row
 
 Support = Literal["native", "weight-only"]
 
+# The ways to buy a machine, as stack files and machine rows name them.
+CapacityWay = Literal["reservation", "capacity-block", "on-demand", "flex-start", "spot"]
+
 # Money is never read out of text or of a yes: "55,04" or `true` in the place of a price is a slip.
 Usd = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
@@ -55,6 +58,15 @@ class Machine(Row):
     local_disk_gb: PositiveFloat | None = None
     network_gbps: PositiveFloat | None = None
     efa_interfaces: PositiveInt | None = None
+    # The network that GPUs of several such machines reach one another through (templates/fabrics.yaml).
+    fabric: Id | None = None
+    # The only ways to buy it; None: every way that the cloud has.
+    sold_as: tuple[CapacityWay, ...] | None = None
+    # Local SSDs of Google's machine types: those that are always there, or the most that may be asked for.
+    local_ssds: PositiveInt | None = None
+    local_ssds_optional: bool = False
+    # The cloud's own name of the GPU where it differs from machine type to machine type.
+    cloud_gpu: str | None = None
     kubernetes: bool = True
     prices: tuple[Price, ...] = ()
 
@@ -107,7 +119,13 @@ class Gpu(Row):
     max_gpus_per_node: PositiveInt = 8
     product_label: str
     ray_accelerator_type: str | None = None
+    # What clouds call it in labels and requests, by cloud.
+    cloud_names: dict[Id, str] = Field(default_factory=dict)
     machines: tuple[Machine, ...]
+
+    def name_in(self, machine: Machine) -> str | None:
+        """What the machine's cloud calls the GPU; None where it has no name for it."""
+        return machine.cloud_gpu or self.cloud_names.get(machine.cloud)
 
     @property
     def is_to_be_had(self) -> bool:

@@ -10,11 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 from modelstacks import documents, project
+from modelstacks.catalog.clouds import AllRegions, CloudKind, Regions
+from modelstacks.catalog.fabrics import Fabric, Fabrics
 from modelstacks.catalog.hardware import Gpu, Machine
 from modelstacks.catalog.models import MissingModel, MissingModels, Model
+from modelstacks.catalog.operators import Operator, Operators
 from modelstacks.catalog.prices import apply_contract_prices
 from modelstacks.catalog.row import load_row
-from modelstacks.catalog.versions import CloudKind, EngineForm, Versions
+from modelstacks.catalog.versions import EngineForm, Versions
 from modelstacks.errors import BadInput, Problem, listed
 
 
@@ -141,6 +144,24 @@ class Catalog:
         """Every cloud kind by id."""
         paths = sorted((self.templates / "clouds").glob("*.yaml"))
         return {path.stem: load_row(CloudKind, path, id=path.stem) for path in paths}
+
+    def regions_of(self, cloud: str) -> Regions:
+        """The regions and zones of one cloud."""
+        return self._regions.clouds[cloud]
+
+    @cached_property
+    def _regions(self) -> AllRegions:
+        return load_row(AllRegions, self.templates / "regions.yaml")
+
+    @cached_property
+    def fabrics(self) -> dict[str, Fabric]:
+        """Every network between nodes by id."""
+        return load_row(Fabrics, self.templates / "fabrics.yaml").fabrics
+
+    @cached_property
+    def operators(self) -> dict[str, Operator]:
+        """Every operator that a stack may ask for, by id."""
+        return load_row(Operators, self.templates / "operators.yaml").operators
 
     def any_form(self, engine: str) -> EngineForm:
         """A form of `engine` whose figures stand in where a tier has none of its own."""

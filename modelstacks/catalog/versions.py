@@ -207,17 +207,6 @@ class TierForm(Row):
     waits_for: str | None = None
 
 
-class CloudKind(Row):
-    """One way to get nodes: its options, where its prices come from, and the pod placement it needs."""
-
-    id: Id
-    about: str
-    prices_of: str | None = None
-    simulated: bool = False
-    makes_nodes: bool
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-
 class Loading(Row):
     """How fast weights arrive, pessimistic, GiB/s."""
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from modelstacks import documents, project, spec, stackfile
+from modelstacks import documents, fields, project, spec, stackfile
 from modelstacks.catalog import Catalog
+from modelstacks.cli.cluster import app as cluster_app
 from modelstacks.cli.local import local_app
 from modelstacks.cli.model import model_app
 from modelstacks.cli.prices import app as prices_app
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.registered_commands += cluster_app.registered_commands
 app.add_typer(local_app, name="local")
 app.add_typer(model_app, name="model")
 app.add_typer(prices_app, name="prices")
@@ -155,8 +157,7 @@ def compare_command(
         raise BadInput([problem], source="compare")
     catalog = Catalog()
     asked = spec.parse({key: value for key, value in given.items() if value is not None}, catalog, source="compare")
-    kind = catalog.clouds[asked.cloud.kind] if asked.cloud is not None else None
-    ways = compare.compare(asked, catalog, catalog.model(asked.model), price.market(asked.cloud, kind))
+    ways = compare.compare(asked, catalog, catalog.model(asked.model), price.market(asked.cloud, catalog))
     if as_json:
         _print_json(compare.answer(ways if everything else [way for way in ways if way.checked.fits]))
     else:
@@ -261,7 +262,7 @@ def init(
         raise typer.Exit(EXIT_REFUSED)
     chosen = options(decided.choice, decided)
     kept = ("model", "gpu", "quantization", "context", "concurrency", "replicas", "engine")
-    config = {f"{spec.NAMESPACE}:{key}": chosen[key] for key in kept}
+    config = {f"{fields.NAMESPACE}:{key}": chosen[key] for key in kept}
     licence = decided.choice.model.licence
     header = f"# {decided.choice.model.name}; see `modelstacks plan {stack}`.\n"
     if licence.must_accept:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from modelstacks import render, stackfile
 from modelstacks.catalog import Catalog
@@ -50,14 +51,18 @@ def simulated_plan(root: Path, stack: str) -> Plan:
     """The stack's plan with simulated nodes in place of its cloud. Raises BadInput or Refused."""
     catalog = Catalog()
     path = stackfile.stack_file(root, stack)
-    declared = stackfile.parse_file(path, catalog)
-    own = declared.cloud is not None and declared.cloud.kind == "kwok"
-    asked = declared if own else stackfile.parse_file(path, catalog, overlay={"cloud": {"kind": "kwok"}})
-    decided = plan(asked, catalog, stack=stack)
+    decided = plan(stackfile.parse_file(path, catalog, overlay=overlay(path, catalog)), catalog, stack=stack)
     if decided.refusals:
         lines = [f"{stack} is refused", *decided.refusal_lines]
         raise Refused("\n".join(lines), next_step=f"modelstacks plan {stack}")
     return decided
+
+
+def overlay(path: Path, catalog: Catalog) -> dict[str, Any]:
+    """What differs on the embedded cluster: simulated nodes, unless the stack asks for them itself."""
+    declared = stackfile.parse_file(path, catalog)
+    own = declared.cloud is not None and declared.cloud.kind == "kwok"
+    return {} if own else {"cloud": {"kind": "kwok"}}
 
 
 def start(root: Path, layout: Layout, report: Report) -> Path:

@@ -6,14 +6,16 @@ import datetime
 import math
 from dataclasses import replace
 
-from modelstacks import price
-from modelstacks.catalog import Catalog, EngineForm, Model
+from modelstacks import pool, price
+from modelstacks.catalog import Catalog, CloudKind, EngineForm, Fabric, Model
 from modelstacks.catalog.versions import NATIVE_FP8, version_key
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import choose
 from modelstacks.plan.check import Checked, estimate, load_cache, timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
+from modelstacks.pool import Pool
 from modelstacks.spec import StackSpec
+from modelstacks.stackfile import object_name
 
 __all__ = ["Alternative", "Choice", "Plan", "Refusal", "Timeouts", "plan"]
 
@@ -36,7 +38,7 @@ def plan(
     """
     model = catalog.model(spec.model)
     kind = catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None
-    market = price.market(spec.cloud, kind)
+    market = price.market(spec.cloud, catalog)
     if kind is not None and kind.simulated:
         market = _simulated_market(market, spec, catalog)
     _check_engine_version(spec, catalog)
@@ -76,23 +78,54 @@ def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked
     choice = decided.choice
     checkpoints = choice.model.checkpoints
     origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
+    kind = catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None
     return Plan(
         spec=spec,
         stack=stack,
         choice=choice,
         tier_form=catalog.versions.tiers[choice.tier],
-        cloud=catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None,
+        cloud=kind,
         checkpoint=checkpoints.get(origin),
         weights_gib=decided.weights.total_gib,
         memory=decided.memory,
         cost=decided.cost,
         throughput=estimate(decided),
-        timeouts=timeouts(catalog, decided),
+        timeouts=timeouts(catalog, decided, kind.node_ready_s if kind is not None else None),
         nodes_per_replica=price.nodes_per_replica(choice.gpu, choice.topology),
         gpus_per_node=price.gpus_per_node(choice.gpu, choice.topology),
+        pool=_pool(spec, kind, stack, decided),
+        fabric=_fabric(spec, kind, catalog, decided),
         refusals=decided.refusals,
         hf_overrides=_hf_overrides(choice),
     )
+
+
+def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: Checked) -> Pool | None:
+    """The node pool of the decided machines. Raises BadInput when the stack's limit is below what it asks for."""
+    machine, choice = decided.cost.machine, decided.choice
+    if spec.cloud is None or kind is None or machine is None:
+        return None
+
+    def machines(replicas: int) -> int:
+        return price.machines_needed(machine, choice.gpu, choice.topology, replicas)
+
+    return pool.pool(
+        object_name(stack or choice.model.id), spec.cloud, kind, machine, decided.cost.price,
+        machines=decided.cost.machines, machines_of_one=machines(1), machines_at_most=machines(spec.replicas_at_most),
+    )  # fmt: skip
+
+
+def _fabric(spec: StackSpec, kind: CloudKind | None, catalog: Catalog, decided: Checked) -> Fabric | None:
+    """The network that a replica of several nodes uses: the named one, or the machine type's where a pool makes it."""
+    if spec.cloud is None or kind is None or price.nodes_per_replica(decided.choice.gpu, decided.choice.topology) == 1:
+        return None
+    if spec.cloud.fabric != "auto":
+        return catalog.fabrics[spec.cloud.fabric]
+    machine = decided.cost.machine
+    # Only where the machine type is certain: what exists already may be anything, and simulated nodes have no network.
+    if kind.simulated or kind.prices_of is None or machine is None or machine.fabric is None:
+        return None
+    return catalog.fabrics[machine.fabric]
 
 
 def _simulated_market(market: price.Market, spec: StackSpec, catalog: Catalog) -> price.Market:
@@ -145,10 +178,13 @@ def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]
         terms = f" It asks: {'; '.join(licence.terms)}." if licence.terms else ""
         text = f"{said}; {model.name} is under {licence.name}: set modelstacks:acceptedLicense: {licence.id}.{terms}"
         refusals.append(Refusal("license-not-accepted", text, 1, 0, "accepted licences"))
-    month, budget = plan.cost.usd_per_month, spec.budget_usd_per_month
+    month, budget = plan.usd_per_month_at_most, spec.budget_usd_per_month
     if budget is not None and month is not None and month > budget:
-        text = f"{spec.replicas} × {plan.choice.topology.gpus} {plan.choice.gpu.id} cost ${month:,.0f} a month, "
-        text += f"the budget is ${budget:,.0f}"
+        what = f"{spec.replicas} × {plan.choice.topology.gpus} {plan.choice.gpu.id}"
+        if plan.pool is not None and plan.pool.all_machines_at_most > plan.pool.machines:
+            bought = f"up to {plan.pool.all_machines_at_most} × {plan.pool.machine.name}"
+            what = f"{what} may buy {bought}, which"
+        text = f"{what} cost ${month:,.0f} a month, the budget is ${budget:,.0f}"
         refusals.append(Refusal("over-budget", text, round(month, 2), budget, "USD per month"))
     return refusals
 
@@ -178,6 +214,7 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
     held = cost.machine.gpus * cost.machines if cost.machine is not None else plan.gpus
     if held > plan.gpus and plan.spec.replicas:
         warnings.append(f"{held - plan.gpus} of {held} GPUs paid for stay idle: {_machine(plan)} is rented whole")
+    warnings += _pool_warnings(plan)
     if choice.quantization in choice.model.quantize_at_load:
         origin = choice.model.quantize_at_load[choice.quantization]
         warnings.append(f"no {choice.quantization} checkpoint is published: made from {origin} while loading")
@@ -205,6 +242,38 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
     if plan.hf_overrides:
         original = choice.model.architecture.max_context
         warnings.append(f"context beyond {original} stretches RoPE, which can cost quality on short prompts")
+    return warnings
+
+
+def _pool_warnings(plan: Plan) -> list[str]:
+    """What a reviewer must know of how the machines are bought."""
+    cloud, pool = plan.spec.cloud, plan.pool
+    warnings = []
+    if cloud is None or plan.cloud is None:
+        return []
+    if pool is not None:
+        ways = [capacity.way for step in pool.steps for capacity in step]
+        if not cloud.capacity and ways != ["on-demand"]:
+            warnings.append(f"{_machine(plan)} is not sold on demand: it is bought as {ways[0]}")
+        if "spot" in ways:
+            warnings.append("spot machines can be taken back at short notice; the price is that of on-demand machines")
+        if "flex-start" in ways:
+            warnings.append("flex-start machines leave after seven days: a replica then loads again on another one")
+        if len(pool.steps) > 1:
+            warnings.append(
+                f"{len(pool.steps)} pools, one for each step of buying, may hold {pool.machines_at_most} machines "
+                f"each: {pool.all_machines_at_most} together, which is what the budget is checked against"
+            )
+        if pool.spares:
+            warnings.append(f"{pool.spares} × {_machine(plan)} stand ready and are paid for without serving")
+    if plan.nodes_per_replica > 1 and plan.cloud.makes_nodes and not plan.cloud.simulated:
+        if len(cloud.zones) != 1 and "zones" in plan.cloud.options:
+            warnings.append("nodes of one replica may land in different zones: name one in cloud.zones")
+        if plan.fabric is None and cloud.fabric == "auto":
+            warnings.append("no fabric is known for these machines: NCCL takes what it finds, TCP at worst")
+    if plan.fabric is not None:
+        image = f"; the image needs {plan.fabric.image_needs}" if plan.fabric.image_needs else ""
+        warnings.append(f"nodes talk through {plan.fabric.id} when NCCL's log says “{plan.fabric.verify}”{image}")
     return warnings
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 from modelstacks import fit, price, throughput
 from modelstacks.catalog import Architecture, Catalog, Checkpoint, EngineForm, Gpu, Model, Profile
+from modelstacks.catalog.hardware import OWN
 from modelstacks.catalog.versions import NATIVE_FP8
+from modelstacks.cloudspec import carrying
 from modelstacks.fit import GIB, WIDE_BYTES, Load, Memory, Topology, Weights
 from modelstacks.plan.values import Choice, Refusal, Timeouts
 from modelstacks.spec import StackSpec
@@ -149,14 +151,32 @@ def check(choice: Choice, market: price.Market, cost: price.Cost) -> Checked:
         *_memory_refusals(choice, numbers, weights, memory),
     )
     if market.orderable and cost.machine is None:
-        where = f"{market.cloud or 'any cloud'}"
-        carried = sorted({m.name for m in choice.gpu.machines if m.cloud == market.cloud})
-        per_node = price.gpus_per_node(choice.gpu, choice.topology)
-        text = f"{where} has no machine type with {per_node} × {choice.gpu.id} in this catalogue"
-        if carried:
-            text += f"; it has {', '.join(carried)}"
-        refusals = (*refusals, Refusal("machine-unavailable", text, per_node, 0, "GPUs per machine"))
+        refusals = (*refusals, _no_machine(choice, market))
     return Checked(choice, weights, memory, refusals, cost)
+
+
+def _no_machine(choice: Choice, market: price.Market) -> Refusal:
+    """Which machine types do carry the GPU in this cloud, where none goes with the plan."""
+    per_node = price.gpus_per_node(choice.gpu, choice.topology)
+    where = market.cloud or "any cloud"
+    here = [m for m in choice.gpu.machines if m.kubernetes and market.cloud in (None, m.cloud)]
+    large = [m for m in here if m.gpus >= per_node]
+    unsold = [m for m in large if m.sold_as is not None and not set(market.ways) <= set(m.sold_as)]
+    text = f"{where} has no machine type with {per_node} × {choice.gpu.id}"
+    if market.machine is not None and large:
+        text = f"{market.machine} does not carry {per_node} × {choice.gpu.id}"
+    elif unsold:
+        sold = "; ".join(f"{m.name} is sold as {', '.join(m.sold_as or ())}" for m in unsold)
+        text += f" sold as {' and '.join(market.ways)}: {sold}"
+    elif not here:
+        clouds = sorted({m.cloud for m in choice.gpu.machines if m.kubernetes and m.cloud != OWN})
+        text += f"; {choice.gpu.id} is to be had of {', '.join(clouds) or 'no cloud'}"
+    else:
+        text += " in this catalogue"
+    if here:
+        text += f"; machine types with {choice.gpu.id}, and their GPUs: {carrying(here)}"
+    most = max((m.gpus for m in here), default=0)
+    return Refusal("machine-unavailable", text, per_node, 0 if large else most, "GPUs per machine")
 
 
 def load_cache(choice: Choice) -> str:
@@ -378,8 +398,11 @@ def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most:
     return None
 
 
-def timeouts(catalog: Catalog, checked: Checked) -> Timeouts:
-    """Start-up budgets from the bytes each node must fetch and read, at pessimistic speeds."""
+def timeouts(catalog: Catalog, checked: Checked, node_ready_s: int | None = None) -> Timeouts:
+    """Start-up budgets from the bytes each node must fetch and read, at pessimistic speeds.
+
+    `node_ready_s` is for clouds whose nodes take longer than usual to come.
+    """
     loading = catalog.versions.loading
     choice = checked.choice
     numbers = choice.figures
@@ -389,7 +412,7 @@ def timeouts(catalog: Catalog, checked: Checked) -> Timeouts:
     download_s = math.ceil(fetched_gib / loading.hub_gib_per_s)
     load_s = math.ceil(fetched_gib / loading.disk_gib_per_s) + numbers.init_s
     startup_s = _tens(loading.safety_factor * (download_s + load_s))
-    return Timeouts(download_s, load_s, startup_s, startup_s + loading.node_ready_s)
+    return Timeouts(download_s, load_s, startup_s, startup_s + (node_ready_s or loading.node_ready_s))
 
 
 def _tens(seconds: float) -> int:

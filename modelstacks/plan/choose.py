@@ -333,6 +333,8 @@ def _gpus(spec: StackSpec, catalog: Catalog, model: Model, market: price.Market)
         (gpu for gpu in catalog.gpus.values() if gpu.is_to_be_had),
         key=lambda gpu: (gpu.id not in named, named.index(gpu.id) if gpu.id in named else 0),
     )
+    if market.machine is not None:
+        gpus = [gpu for gpu in gpus if any(machine.name == market.machine for machine in gpu.machines)] or gpus
     return [gpu for gpu in gpus if not market.orderable or any(m.cloud == market.cloud for m in gpu.machines)] or gpus
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Gpu, Model, TierForm
+from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Fabric, Gpu, Model, TierForm
 from modelstacks.fit import Load, Memory, Topology
+from modelstacks.pool import Pool
 from modelstacks.price import Cost
 from modelstacks.spec import StackSpec
 from modelstacks.stackfile import object_name
@@ -91,6 +92,9 @@ class Plan:
     timeouts: Timeouts
     nodes_per_replica: int
     gpus_per_node: int
+    pool: Pool | None = None
+    # The network between the nodes of a replica; None for one node, and where nobody said.
+    fabric: Fabric | None = None
     refusals: tuple[Refusal, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     reasons: tuple[str, ...] = ()
@@ -127,3 +131,8 @@ class Plan:
     def gpus(self) -> int:
         """GPUs of all replicas."""
         return self.choice.topology.gpus * self.spec.replicas
+
+    @property
+    def usd_per_month_at_most(self) -> float | None:
+        """USD a month of everything that may be bought, spares and a second pool included; None without a price."""
+        return self.cost.usd_per_month if self.pool is None else self.pool.usd_per_month_at_most

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from modelstacks.cluster.connection import Cluster, Kind, _api_error, identifier
 from modelstacks.errors import ClusterError
 from modelstacks.local.plugins.install import install
-from modelstacks.local.plugins.kubernetes_cluster import Cluster, Kind, _api_error, identifier
 from modelstacks.local.plugins.kubernetes_state import manager_of, refuse_foreign
 from modelstacks.local.plugins.serving import engine_address
 

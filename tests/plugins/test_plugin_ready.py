@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from modelstacks.cluster.connection import Kind
 from modelstacks.errors import BadInput, ClusterError
 from modelstacks.local.plugins.kubernetes_await import Wait, timeout_s
 from modelstacks.local.plugins.kubernetes_blockers import blockers, pod_problems
-from modelstacks.local.plugins.kubernetes_cluster import Kind
 from modelstacks.local.plugins.kubernetes_ready import verdict, wait_conditions
 
 Obj = dict[str, Any]

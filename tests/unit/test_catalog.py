@@ -36,13 +36,16 @@ def test_every_gpu_loads_with_machines_and_a_price(gpu_id: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", [path.stem for path in (ROOT / "templates" / "clouds").glob("*.yaml")])
-def test_every_cloud_has_a_placement_and_known_options(cloud: str) -> None:
-    """A new cloud is one declaration and its templates."""
-    from modelstacks.spec import CloudSpec, _camel
+def test_every_cloud_has_its_pool_and_known_options(cloud: str) -> None:
+    """A new cloud is one declaration, and one template or one module for its pool."""
+    from modelstacks.cloudspec import CloudSpec
+    from modelstacks.fields import camel
 
-    assert (ROOT / "templates" / "clouds" / f"{cloud}.placement.yaml.j2").is_file()
-    assert CATALOG.clouds[cloud].makes_nodes == (ROOT / "templates" / "clouds" / f"{cloud}.yaml.j2").is_file()
-    assert set(CATALOG.clouds[cloud].options) <= {_camel(name) for name in CloudSpec.model_fields}
+    kind = CATALOG.clouds[cloud]
+    template = bool(kind.pool_parts) or (ROOT / "templates" / "clouds" / f"{cloud}.yaml.j2").is_file()
+    module = kind.package is not None and (ROOT / "modelstacks" / "pools" / f"{kind.package}.py").is_file()
+    assert kind.makes_nodes == (template != module)
+    assert set(CATALOG.clouds[cloud].options) <= {camel(name) for name in CloudSpec.model_fields}
 
 
 def test_every_engine_form_has_its_template_and_every_tier_its_form() -> None:

@@ -18,7 +18,7 @@ CATALOG = Catalog()
 def ways(**values: object) -> list[compare.Way]:
     """The comparison of a question."""
     asked = spec.parse(values, CATALOG, source="test")
-    return compare.compare(asked, CATALOG, CATALOG.model(asked.model), price.market(None, None))
+    return compare.compare(asked, CATALOG, CATALOG.model(asked.model), price.market(None, CATALOG))
 
 
 @pytest.mark.parametrize("model", ["qwen-2.5-72b", "llama-3.3-70b", "gpt-oss-120b", "qwen3.8-27b"])

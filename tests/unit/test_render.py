@@ -14,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from modelstacks import documents, project, render, review, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.plan import Plan, plan
+from modelstacks.render import templates
 
 CATALOG = Catalog()
 STACKS = stackfile.stack_names(project.root())
@@ -180,7 +181,7 @@ _NASTY = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20) | 
 def test_any_text_survives_the_templates(text: str) -> None:
     """Values reach the manifest as they were, whatever they look like."""
     template = "a: {{ x | tojson }}\nb:\n  - {{ x | tojson }}\n"
-    environment = render.environment(TEMPLATES)
+    environment = templates.environment(TEMPLATES)
     (read,) = documents.read(environment.from_string(template).render(x=text), source="test")
     assert read == {"a": text, "b": [text]}
 
@@ -188,4 +189,4 @@ def test_any_text_survives_the_templates(text: str) -> None:
 def test_an_unknown_name_in_a_template_is_an_error() -> None:
     """StrictUndefined: a typo never renders as nothing."""
     with pytest.raises((jinja2.UndefinedError, TypeError)):
-        render.environment(TEMPLATES).from_string("{{ nothing | tojson }}").render()
+        templates.environment(TEMPLATES).from_string("{{ nothing | tojson }}").render()

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from modelstacks.cluster.connection import ApiError, Kind, Manifest, UnreachableError, identifier
 from modelstacks.errors import ClusterError
 from modelstacks.local.plugins.kubernetes_blockers import blockers
-from modelstacks.local.plugins.kubernetes_cluster import ApiError, Kind, UnreachableError, identifier
 from modelstacks.local.plugins.kubernetes_ready import Lookup, Verdict, annotation, verdict
-from modelstacks.local.plugins.kubernetes_values import Manifest
 
 DEFAULT_TIMEOUT_S: Final = 600.0  # what the official provider grants each kind that it awaits
 TIMEOUT_SECONDS: Final = "pulumi.com/timeoutSeconds"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from modelstacks.local.plugins.kubernetes_cluster import ApiError, Kind, KindNotFoundError, UnreachableError
-from modelstacks.local.plugins.kubernetes_diff import group_of
+from modelstacks.cluster.connection import ApiError, Kind, KindNotFoundError, Manifest, UnreachableError, group_of
 from modelstacks.local.plugins.kubernetes_ready import Lookup, condition
-from modelstacks.local.plugins.kubernetes_values import Manifest
 
 
 def blockers(obj: Manifest, look: Lookup) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from modelstacks.local.plugins.kubernetes_values import Manifest, Unknown, with_dashes
+from modelstacks.cluster.connection import Manifest, group_of
+from modelstacks.local.plugins.kubernetes_values import Unknown, with_dashes
 
 Path = tuple[str | int, ...]
 Keys = tuple[str, ...]
@@ -81,11 +82,6 @@ class Change:
             else:
                 text += '["' + step.replace('"', '\\"') + '"]'
         return text
-
-
-def group_of(api_version: str) -> str:
-    """`apps` for `apps/v1`, the empty string for the core group's `v1`."""
-    return api_version.rpartition("/")[0]
 
 
 def changes(old: Manifest, new: Manifest) -> list[Change]:

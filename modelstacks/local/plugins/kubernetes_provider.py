@@ -15,16 +15,17 @@ import grpc  # type: ignore[import-untyped]  # grpcio ships no types
 from google.protobuf import any_pb2, empty_pb2  # type: ignore[import-untyped]  # protobuf ships no types
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc, status_pb2
 
-from modelstacks.errors import BadInput, ClusterError
-from modelstacks.local.plugins.kubernetes_await import TIMEOUT_SECONDS, Wait, timeout_s
-from modelstacks.local.plugins.kubernetes_cluster import (
+from modelstacks.cluster.connection import (
     ApiError,
     Cluster,
     Kind,
     KindNotFoundError,
+    Manifest,
     UnreachableError,
     identifier,
 )
+from modelstacks.errors import BadInput, ClusterError
+from modelstacks.local.plugins.kubernetes_await import TIMEOUT_SECONDS, Wait, timeout_s
 from modelstacks.local.plugins.kubernetes_diff import Change, changes, drifted_string_data, importable
 from modelstacks.local.plugins.kubernetes_ready import WAIT_FOR, annotation, wait_conditions
 from modelstacks.local.plugins.kubernetes_state import (
@@ -37,7 +38,6 @@ from modelstacks.local.plugins.kubernetes_state import (
     refuse_foreign,
 )
 from modelstacks.local.plugins.kubernetes_values import (
-    Manifest,
     Secret,
     from_struct,
     has_unknown,

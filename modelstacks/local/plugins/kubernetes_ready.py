@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from modelstacks.cluster.connection import Kind, Manifest, group_of
 from modelstacks.errors import BadInput, Problem
-from modelstacks.local.plugins.kubernetes_cluster import Kind
-from modelstacks.local.plugins.kubernetes_diff import group_of
-from modelstacks.local.plugins.kubernetes_values import Manifest
 
 WAIT_FOR: Final = "pulumi.com/waitFor"
 SKIP_AWAIT: Final = "pulumi.com/skipAwait"

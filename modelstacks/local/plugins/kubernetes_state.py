@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from modelstacks.cluster.connection import ApiError, Manifest, identifier
 from modelstacks.errors import ClusterError
-from modelstacks.local.plugins.kubernetes_cluster import ApiError, identifier
 from modelstacks.local.plugins.kubernetes_diff import Change, touches
 from modelstacks.local.plugins.kubernetes_ready import annotation
 from modelstacks.local.plugins.kubernetes_values import (
-    Manifest,
     mark_secrets,
     plain,
     with_dashes,

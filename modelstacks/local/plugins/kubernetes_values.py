@@ -9,8 +9,7 @@ from typing import Any, Final
 from google.protobuf import json_format, struct_pb2  # type: ignore[import-untyped]  # protobuf ships no types
 from pulumi.runtime import rpc
 
-# A Kubernetes object, or a part of one, as plain JSON data.
-Manifest = dict[str, Any]
+from modelstacks.cluster.connection import Manifest
 
 _SIGNATURE_KEY: Final = rpc._special_sig_key
 _SECRET_SIGNATURE: Final = rpc._special_secret_sig

@@ -16,11 +16,12 @@ import urllib3
 import yaml
 
 from modelstacks.errors import ClusterError
-from modelstacks.local.plugins.kubernetes_diff import group_of
-from modelstacks.local.plugins.kubernetes_values import Manifest
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
+
+# A Kubernetes object, or a part of one, as plain JSON data.
+Manifest = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
 # Seconds to connect, seconds to answer: a large apply through admission webhooks may take its 30 s.
@@ -77,6 +78,11 @@ class Kind:
 
     def __str__(self) -> str:
         return f"{self.api_version} {self.kind}"
+
+
+def group_of(api_version: str) -> str:
+    """`apps` for `apps/v1`, the empty string for the core group's `v1`."""
+    return api_version.rpartition("/")[0]
 
 
 def identifier(obj: Manifest) -> str:
@@ -211,6 +217,12 @@ class Cluster:
     def items(self, kind: Kind, namespace: str | None, **query: str) -> list[Manifest]:
         """The objects of one kind; `labelSelector` and `fieldSelector` go into the query."""
         found: list[Manifest] = self.request("GET", self.path(kind, namespace), query)["items"]
+        return found
+
+    def everywhere(self, kind: Kind, **query: str) -> list[Manifest]:
+        """The objects of one kind in all namespaces; queries as in `items`."""
+        plural, _ = self._resource(kind)
+        found: list[Manifest] = self.request("GET", f"{_root(kind.api_version)}/{plural}", query)["items"]
         return found
 
     def apply(self, obj: Manifest, manager: str, *, dry_run: bool = False, force: bool = False) -> Manifest:

@@ -1,0 +1,192 @@
+"""`modelstacks doctor` and `modelstacks status`: a stack beside the cluster that it runs on, or should."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from modelstacks import project, stackfile
+from modelstacks.catalog import Catalog
+from modelstacks.errors import EXIT_FAULT, BadInput, ClusterError, Problem
+from modelstacks.plan import Plan, plan
+
+if TYPE_CHECKING:
+    from modelstacks.cluster.findings import Finding
+
+app = typer.Typer(rich_markup_mode=None)
+
+Stack = Annotated[str, typer.Argument(help="The stack.")]
+Context = Annotated[Optional[str], typer.Option(help="A context of the kubeconfig; the stack's own if left out.")]
+Kubeconfig = Annotated[Optional[str], typer.Option(help="A kubeconfig file; the stack's own or KUBECONFIG.")]
+Local = Annotated[bool, typer.Option("--local", help="Look at the embedded cluster and its simulated nodes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A stack as it would be on the cluster that is asked."""
+
+    decided: Plan
+    manifests: list[dict[str, Any]]
+    catalog: Catalog
+
+
+def _question(stack: str, context: str | None, kubeconfig: str | None, local: bool) -> _Question:
+    from modelstacks.render import render
+
+    catalog, root = Catalog(), project.root()
+    overlay: dict[str, Any] = {"kubeContext": context, "kubeconfig": kubeconfig}
+    path = stackfile.stack_file(root, stack)
+    if local:
+        from modelstacks.local import journey
+        from modelstacks.local.layout import Layout
+
+        if context or kubeconfig:
+            problem = Problem("--local", "names the embedded cluster, and --context or --kubeconfig another one")
+            raise BadInput([problem], source="command line")
+        layout = Layout.of(root)
+        if not layout.kubeconfig.is_file():
+            raise ClusterError("the embedded cluster is not up", next_step=f"make up STACK={stack}")
+        overlay = {"kubeconfig": str(layout.kubeconfig), **journey.overlay(path, catalog)}
+    asked = stackfile.parse_file(path, catalog, overlay={k: v for k, v in overlay.items() if v is not None})
+    decided = plan(asked, catalog, stack=stack, thorough=False)
+    # A plan that is refused for its budget or licence can still be looked for on a cluster.
+    if not decided.fits:
+        raise ClusterError(
+            "\n".join([f"{stack} does not fit, so there is nothing to look for", *decided.refusal_lines]),
+            next_step=f"modelstacks plan {stack}",
+        )
+    return _Question(decided, render(decided, catalog), catalog)
+
+
+@app.command()
+def doctor(
+    stack: Annotated[Optional[str], typer.Argument(help="The stack; without one the cluster as a whole.")] = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Find what keeps a stack from running on a live cluster, each with the command that mends it.
+
+    Exit code 1 when something does.
+    """
+    from modelstacks.cluster import access, doctor
+
+    question = _question(stack, context, kubeconfig, local) if stack is not None else None
+    if question is not None:
+        spec = question.decided.spec
+        kubeconfig, context = spec.kubeconfig, spec.kube_context
+    elif local:
+        from modelstacks.local.layout import Layout
+
+        kubeconfig = str(Layout.of(project.root()).kubeconfig)
+        if not Path(kubeconfig).is_file():
+            raise ClusterError("the embedded cluster is not up", next_step="make up")
+    host = "the cluster"
+    try:
+        cluster = access.connect(kubeconfig, context)
+        host = cluster.host
+        if question is None:
+            found = doctor.look(cluster, None, [], Catalog())
+        else:
+            found = doctor.look(cluster, question.decided, question.manifests, question.catalog)
+    except ClusterError as error:
+        found = [doctor.unreachable(error)]
+    sick = any(one.level == "problem" for one in found)
+    if as_json:
+        answer = {"stack": stack, "cluster": host, "healthy": not sick, "findings": [one.answer() for one in found]}
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        _print(found, stack or "the cluster")
+    if sick:
+        raise typer.Exit(EXIT_FAULT)
+
+
+@app.command()
+def status(
+    stack: Stack,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Show how a stack stands: replicas, pods, nodes, what they cost now, and what keeps them.
+
+    Exit code 1 unless every replica is ready.
+    """
+    from modelstacks.cluster import access, doctor, snapshot
+    from modelstacks.cluster import status as standing
+
+    question = _question(stack, context, kubeconfig, local)
+    spec = question.decided.spec
+    cluster = access.connect(spec.kubeconfig, spec.kube_context)
+    read = snapshot.read(cluster, question.decided.namespace, question.manifests)
+    findings = doctor.examine(read, question.decided, question.manifests, question.catalog)
+    found = standing.status(read, question.decided, question.manifests, findings)
+    if as_json:
+        typer.echo(json.dumps(standing.answer(stack, found), indent=2, ensure_ascii=False))
+    else:
+        _print_status(stack, found)
+    if not found.healthy:
+        raise typer.Exit(EXIT_FAULT)
+
+
+def _print(found: list[Finding], of: str) -> None:
+    """Each finding with its mend; a person reads the first problem first."""
+    from rich.text import Text
+
+    from modelstacks.cli.tables import terminal
+
+    console = terminal()
+    signs = {"problem": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "bright_black")}
+    for one in found:
+        sign, colour = signs[one.level]
+        console.print(Text(f"{sign} {one.check}: ", colour) + Text(one.message), soft_wrap=True)
+        if one.mend is not None:
+            console.print(
+                Text(f"    mend: {one.mend}", "cyan" if one.level == "problem" else "bright_black"), soft_wrap=True
+            )
+    problems = sum(one.level == "problem" for one in found)
+    warnings = sum(one.level == "warning" for one in found)
+    verdict = f"{problems} problem{'s' * (problems != 1)}" if problems else "nothing keeps it from running"
+    console.print(f"{of}: {verdict}" + (f", {warnings} to know" if warnings else ""))
+
+
+def _print_status(stack: str, found: Any) -> None:
+    from modelstacks.cli.tables import table, terminal
+
+    console = terminal()
+    head = (
+        f"{stack}: {found.ready_replicas} of {found.replicas} replicas ready"
+        if found.deployed
+        else (f"{stack} is not deployed on this cluster")
+    )
+    console.print(head)
+    if found.pods:
+        rows = [
+            (p.name, "ready" if p.ready else p.state, str(p.restarts), str(p.gpus), p.node or "–") for p in found.pods
+        ]
+        table(
+            console,
+            ("pod", "state", "restarts", "GPUs", "node"),
+            rows,
+            fold=("pod", "node"),
+            right=("restarts", "GPUs"),
+        )
+    if found.nodes:
+        rows = [
+            (n.name, n.machine or "–", n.capacity or "–", "ready" if n.ready else "not ready", str(n.gpus))
+            for n in found.nodes
+        ]
+        table(console, ("node", "machine", "bought as", "state", "GPUs"), rows, fold=("node",), right=("GPUs",))
+    if found.gpu_limit is not None:
+        money = "" if found.usd_per_hour is None else f", ${found.usd_per_hour:,.2f} an hour now"
+        console.print(f"{sum(n.gpus for n in found.nodes)} of at most {found.gpu_limit} GPUs{money}")
+    if found.findings:
+        console.print()
+        _print(list(found.findings), stack)

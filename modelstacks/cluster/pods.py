@@ -1,0 +1,199 @@
+"""The stack's workloads and pods: why one is not made, not placed, not started or not kept, and what mends it."""
+
+from __future__ import annotations
+
+import re
+
+from modelstacks.cluster.connection import Manifest
+from modelstacks.cluster.findings import Finding, note, problem, warning
+from modelstacks.cluster.snapshot import Snapshot, condition, labels_of
+from modelstacks.plan import Plan
+
+# What the log of a server that does not fit says (vLLM 0.6-0.32), found in a container's last words.
+_OUT_OF_MEMORY = re.compile(r"CUDA out of memory|No available memory for the cache blocks|Free memory on device")
+
+
+def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    """Workloads that make no pods, then pods that do not run."""
+    found = _refused_pods(snapshot, plan) + _ray(snapshot, plan)
+    pods = own_pods(snapshot, plan)
+    for pod in pods:
+        found += _pod(snapshot, plan, pod)
+    return found
+
+
+def own_pods(snapshot: Snapshot, plan: Plan) -> list[Manifest]:
+    """The stack's pods that are not on their way out."""
+    return [
+        pod
+        for pod in snapshot.here("pods")
+        if labels_of(pod).get("app.kubernetes.io/instance") == plan.name
+        and not pod["metadata"].get("deletionTimestamp")
+        and (pod.get("status") or {}).get("phase") != "Succeeded"
+    ]
+
+
+def is_ready(pod: Manifest) -> bool:
+    """Its containers answer their probes."""
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def events_of(snapshot: Snapshot, kind: str, name: str) -> list[Manifest]:
+    """Events about one object of the namespace, the newest first."""
+    about = [
+        e for e in snapshot.of("events")
+        if (e.get("involvedObject") or {}).get("kind") == kind and e["involvedObject"].get("name") == name
+    ]  # fmt: skip
+    return sorted(about, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", reverse=True)
+
+
+def _refused_pods(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    """Pods that the API server did not let in: quotas, limits, Pod Security, webhooks."""
+    found = []
+    for owner in snapshot.here("replicasets"):
+        if labels_of(owner).get("app.kubernetes.io/instance") != plan.name:
+            continue
+        failure = condition(owner, "ReplicaFailure")
+        if failure.get("status") == "True":
+            found.append(_refusal(str(failure.get("message", "")), plan))
+    for event in snapshot.of("events"):
+        about = event.get("involvedObject") or {}
+        ours = about.get("kind") == "RayCluster" and str(about.get("name", "")).startswith(plan.name)
+        if ours and event.get("reason") in ("FailedToCreatePod", "FailedToCreateWorkerPod"):
+            found.append(_refusal(str(event.get("message", "")), plan))
+    return found
+
+
+def _refusal(message: str, plan: Plan) -> Finding:
+    space = plan.namespace
+    if "exceeded quota" in message or "failed quota" in message:
+        mend = f"kubectl -n {space} describe resourcequota; raise it, or ask for fewer replicas"
+    elif "violates PodSecurity" in message:
+        mend = f"pulumi up sets the level of a namespace of its own; else kubectl label namespace {space} "
+        mend += "pod-security.kubernetes.io/enforce=LEVEL --overwrite"
+    elif "failed calling webhook" in message:
+        mend = "start what answers behind the webhook, or delete its configuration"
+    elif "serviceaccount" in message:
+        mend = "pulumi up makes it"
+    else:
+        mend = f"kubectl -n {space} get events --field-selector reason=FailedCreate"
+    return problem("workload", f"pods are refused: {message}", mend)
+
+
+def _ray(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    """What KubeRay says of the stack's services, and its silence."""
+    found = []
+    for service in snapshot.here("rayservices"):
+        if labels_of(service).get("app.kubernetes.io/instance") != plan.name:
+            continue
+        name = service["metadata"]["name"]
+        if not service.get("status"):
+            mend = "kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator"
+            found.append(
+                problem("workload", f"RayService {name} is not looked after: no KubeRay operator answers", mend)
+            )
+            continue
+        for event in events_of(snapshot, "RayService", name)[:3]:
+            if event.get("type") == "Warning":
+                look = f"kubectl -n {plan.namespace} describe rayservice {name}"
+                found.append(warning("workload", f"RayService {name}: {event.get('message')}", look))
+    return found
+
+
+def _pod(snapshot: Snapshot, plan: Plan, pod: Manifest) -> list[Finding]:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    placed = condition(pod, "PodScheduled")
+    if placed.get("status") == "False":
+        return [_unplaced(snapshot, plan, pod, placed)]
+    if status.get("phase") == "Failed":
+        text = f"pod {name} failed: {status.get('reason', '')} {status.get('message', '')}".rstrip()
+        return [problem("pods", text, f"kubectl -n {plan.namespace} delete pod {name}   # a new one comes", name)]
+    found = []
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        found += _container(snapshot, plan, name, container)
+    node = (pod.get("spec") or {}).get("nodeName")
+    host = next((n for n in snapshot.of("nodes") if n["metadata"]["name"] == node), None)
+    if host is None and node and snapshot.can_read("nodes"):
+        mend = f"kubectl -n {plan.namespace} delete pod {name} --force   # a new one comes"
+        found.append(problem("pods", f"pod {name} was on node {node}, which is gone", mend, name))
+    elif host is not None and condition(host, "Ready").get("status") != "True":
+        found.append(
+            problem("pods", f"pod {name} is on node {node}, which is not ready", f"kubectl describe node {node}", name)
+        )
+    if not found and not is_ready(pod) and status.get("phase") == "Running":
+        found.append(
+            note(
+                "pods",
+                f"pod {name} runs and is not ready: it loads for up to {round(plan.timeouts.startup_s / 60)} min",
+                f"kubectl -n {plan.namespace} logs -f {name}",
+                name,
+            )
+        )
+    return found
+
+
+def _unplaced(snapshot: Snapshot, plan: Plan, pod: Manifest, placed: dict[str, str]) -> Finding:
+    """Why the scheduler, and the autoscaler behind it, do not place a pod."""
+    name = pod["metadata"]["name"]
+    events = events_of(snapshot, "Pod", name)
+    by = {source(event): str(event.get("message", "")) for event in reversed(events)}
+    reason = str(placed.get("message") or placed.get("reason") or "no reason given").partition(" preemption:")[0]
+    waits = next((m for m in by.values() if m.startswith("Pod should schedule on")), None)
+    if waits is not None and "karpenter" in by:
+        return note("pods", f"pod {name} waits for its node: {waits}", "kubectl get nodeclaims", name)
+    autoscaler = by.get("karpenter") or by.get("cluster-autoscaler")
+    text = f"pod {name} is not placed: {reason}"
+    if autoscaler:
+        text += f" Autoscaler: {autoscaler}"
+    mend = f"kubectl -n {plan.namespace} describe pod {name}"
+    if "exceed limits" in (autoscaler or ""):
+        mend = "raise modelstacks:cloud.limitGpus, or ask for fewer replicas"
+    return problem("pods", text, mend, name)
+
+
+def source(event: Manifest) -> str:
+    """Who reported an event."""
+    reporter = event.get("reportingComponent") or (event.get("source") or {}).get("component") or ""
+    return str(reporter)
+
+
+def _container(snapshot: Snapshot, plan: Plan, pod: str, container: Manifest) -> list[Finding]:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    last = (
+        (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    )
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    logs = f"kubectl -n {plan.namespace} logs {pod} -c {container.get('name')} --previous"
+    if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"):
+        newest = next(
+            (str(e.get("message")) for e in events_of(snapshot, "Pod", pod) if e.get("reason") == "Failed"), message
+        )
+        return [_pull(plan, pod, str(container.get("image")), newest)]
+    if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+        return [
+            problem("pods", f"pod {pod}: {reason}: {message}", f"kubectl -n {plan.namespace} describe pod {pod}", pod)
+        ]
+    code = last.get("exitCode")
+    if not code:
+        return []
+    said = str(last.get("message") or "").strip()[-400:]
+    text = f"pod {pod}: container {container.get('name')} ended with code {code} ({last.get('reason') or 'Error'})"
+    if last.get("reason") == "OOMKilled" or code == 137:
+        return [problem("pods", f"{text}: the node's memory, or /dev/shm, was not enough", logs, pod)]
+    if _OUT_OF_MEMORY.search(said):
+        mend = (
+            f"{logs}; lower gpuMemoryUtilization, maxNumSeqs or context, and report it: the plan should have refused it"
+        )
+        return [problem("pods", f"{text}: GPU memory ran out: {said}", mend, pod)]
+    return [problem("pods", text + (f": {said}" if said else ""), logs, pod)]
+
+
+def _pull(plan: Plan, pod: str, image: str, why: str) -> Finding:
+    mend = f"see that {image} exists and can be reached from the nodes"
+    if re.search(r"\b40[13]\b|denied|[Uu]nauthorized|authoriz", why):
+        mend = f"name a Secret with the registry's credentials: modelstacks:imagePullSecret; {mend}"
+    elif re.search(r"\b429\b|toomanyrequests", why):
+        mend = "the registry limits anonymous pulls: name modelstacks:imagePullSecret, or mirror the image"
+    elif "no space left" in why:
+        mend = "the node's disk is full: raise modelstacks:cloud.bootDiskGib"
+    return problem("pods", f"pod {pod}: image {image} cannot be pulled: {why}", mend, pod)

@@ -1,0 +1,83 @@
+"""The kinds of values a stack file holds: whole numbers, names, label keys, and what is wrong with anything else."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+NAMESPACE = "modelstacks"
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+
+
+def _in_digits(value: str) -> int:
+    """What a number with a unit most likely means, as an example: 128k is 131072."""
+    units = {"k": 1024, "m": 10**6}
+    found = re.fullmatch(r"([0-9]{1,6})\s*([km])", value.strip().lower())
+    return int(found[1]) * units[found[2]] if found is not None else 2
+
+
+def whole_number(value: object) -> object:
+    """Accept 2 and "2" (Pulumi writes config values as text), and nothing that only looks like a number."""
+    if isinstance(value, bool | float):
+        raise ValueError("must be a whole number")
+    if isinstance(value, str):
+        if not re.fullmatch(r"[0-9]{1,12}", value):
+            raise ValueError(f"must be a whole number without unit, such as {_in_digits(value)}")
+        return int(value)
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+        raise ValueError("must not hold control characters")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=4096)]
+Tokens = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=100_000_000)]
+Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
+Word = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=253)]
+DnsLabel = Annotated[str, BeforeValidator(_text), Field(pattern=DNS_LABEL)]
+
+
+def camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+LabelKey = Annotated[
+    str, BeforeValidator(_text), Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[
+    str, BeforeValidator(_text), Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=camel, populate_by_name=True)
+
+
+def key_path(key: str) -> str:
+    return f"{NAMESPACE}:{key}"
+
+
+def nearest(word: str, words: tuple[str, ...]) -> str | None:
+    folded = {candidate.lower(): candidate for candidate in words}
+    longer = [candidate for low, candidate in folded.items() if low.startswith(f"{word.lower()}-")]
+    if longer:
+        return " or ".join(longer)
+    near = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.6)
+    return folded[near[0]] if near else None

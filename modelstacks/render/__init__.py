@@ -1,0 +1,175 @@
+"""Plan → list of Kubernetes manifests, the same plain data for review, for `pulumi up` and for every report.
+
+Templates hold the shape, this module holds the values: whatever needs a calculation or a unit is worked out here and
+handed over as data. Each part is rendered, parsed and embedded, so no template indents another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modelstacks import documents
+from modelstacks.catalog import Catalog
+from modelstacks.errors import BadInput, Problem
+from modelstacks.plan import Plan
+from modelstacks.render.cloud import POOL_COMPONENT
+from modelstacks.render.templates import Manifest, many, part
+from modelstacks.render.values import context_of, form_of
+
+# The order in which objects are listed and applied: what others need comes first.
+_KIND_ORDER = (
+    "Namespace", "EC2NodeClass", "AKSNodeClass", "NodePool", "ComputeClass", "MachineDeployment", "PriorityClass",
+    "ResourceQuota", "ServiceAccount", "Secret", "ConfigMap", "NetworkPolicy", "Service", "PodDisruptionBudget",
+    "ResourceClaimTemplate", "Deployment", "RayService",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Unrendered:
+    """An object that `pulumi up` creates and that is not in rendered/, with the reason."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
+    """Every object of the plan, sorted by kind and name.
+
+    Raises BadInput when a template does not give valid, complete, unique objects.
+    """
+    context = context_of(plan, catalog)
+    placement = part(catalog, "parts/placement.yaml.j2", context)
+    volumes, fabric = part(catalog, "parts/volumes.yaml.j2", context), context["fabric"]
+    context |= {
+        "placement": placement,
+        "volumes": volumes,
+        "worker_annotations": placement["annotations"] | fabric["annotations"],
+        "worker_volumes": volumes + fabric["volumes"],
+    }
+    manifests = []
+    if plan.spec.namespace_owner is None:
+        manifests += many(catalog, "parts/namespace.yaml.j2", context)
+    for template in _pool_templates(plan, catalog):
+        manifests += many(catalog, template, context)
+    for name in (*plan.tier_form.parts, *_parts_asked_for(plan, context)):
+        manifests += many(catalog, f"parts/{name}.yaml.j2", context)
+    manifests += _workload(plan, catalog, context)
+    return verified(manifests)
+
+
+def _pool_templates(plan: Plan, catalog: Catalog) -> list[str]:
+    """The templates of the pool's objects; none where a cloud's own Pulumi package or another stack makes it."""
+    kind, pool = plan.cloud, plan.pool
+    if kind is None or pool is None or pool.owner is not None:
+        return []
+    own = f"clouds/{kind.id}.yaml.j2"
+    # A class of machines that exists already needs no template of ours.
+    wanted = (catalog.templates / own).is_file() and not (plan.spec.cloud is not None and plan.spec.cloud.node_class)
+    return [f"parts/{name}.yaml.j2" for name in kind.pool_parts] + ([own] if wanted else [])
+
+
+def is_pool(manifest: Manifest) -> bool:
+    """The object provisions nodes."""
+    return bool(manifest["metadata"].get("labels", {}).get("app.kubernetes.io/component") == POOL_COMPONENT)
+
+
+def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
+    """Parts that only some stacks have."""
+    parts = []
+    # A namespace of several stacks is bounded by its owner's own quota, not by one of each.
+    if plan.spec.namespace_owner is None and "namespace" not in plan.spec.shared:
+        parts.append("resourcequota")
+    if context["resource_claims"]:
+        parts.append("resourceclaimtemplate")
+    if context["spare"] is not None:
+        parts.append("warmspare")
+    return parts
+
+
+def unrendered(plan: Plan) -> list[Unrendered]:
+    """What `pulumi up` creates beside the manifests, or expects to find."""
+    name = plan.spec.hub_token_secret
+    if plan.choice.model.licence.gated:
+        need = f"{plan.choice.model.id} is gated, so the hub token is required"
+    else:
+        need = "optional: the model is public, a token only raises the hub's rate limit"
+    reason = f"created from the secret `modelstacks:hubToken` when that is set, else yours to create ({need})"
+    return [Unrendered("Secret", name, reason)]
+
+
+def write(manifests: list[Manifest], stack: str) -> dict[str, str]:
+    """File name → text of every manifest, byte-identical for equal manifests."""
+    head = (
+        f"# Rendered by modelstacks from stacks/Pulumi.{stack}.yaml. Do not edit: change that file and run "
+        "`make render`.\n"
+    )
+    return {file_name(manifest): head + documents.write(manifest) for manifest in manifests}
+
+
+def file_name(manifest: Manifest) -> str:
+    """<kind>.<name>.yaml in lower case."""
+    return f"{manifest['kind'].lower()}.{manifest['metadata']['name']}.yaml"
+
+
+def identity(manifest: Manifest) -> tuple[str, str, str]:
+    """Kind, namespace ("" for cluster-wide objects) and name."""
+    metadata = manifest["metadata"]
+    return manifest["kind"], metadata.get("namespace", ""), metadata["name"]
+
+
+def endpoint(plan: Plan) -> str:
+    """The base address of the OpenAI API inside the cluster."""
+    return f"http://{plan.name}.{plan.namespace}.svc:{form_of(plan).port}/v1"
+
+
+def verified(manifests: list[Manifest]) -> list[Manifest]:
+    """The manifests in apply order. Raises BadInput for incomplete objects, clashing names or non-text labels."""
+    problems = []
+    seen: set[tuple[str, str, str]] = set()
+    for manifest in manifests:
+        if not isinstance(manifest, dict):
+            problems.append(Problem("object", f"a template gave {type(manifest).__name__}, not an object"))
+            continue
+        missing = [key for key in ("apiVersion", "kind", "metadata") if key not in manifest]
+        if missing or "name" not in manifest.get("metadata", {}):
+            problems.append(Problem(str(manifest.get("kind", "object")), "lacks apiVersion, kind or metadata.name"))
+            continue
+        key = identity(manifest)
+        where = "/".join(key)
+        if key in seen:
+            problems.append(Problem(where, "is rendered twice"))
+        seen.add(key)
+        for field in ("labels", "annotations"):
+            for label, value in manifest["metadata"].get(field, {}).items():
+                if not isinstance(value, str):
+                    problems.append(Problem(f"{where}.{field}.{label}", f"{value!r} must be text"))
+    if problems:
+        raise BadInput(problems, source="templates")
+    order = {kind: index for index, kind in enumerate(_KIND_ORDER)}
+    return sorted(manifests, key=lambda m: (order.get(m["kind"], len(order)), identity(m)))
+
+
+def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Manifest]:
+    form = form_of(plan)
+    shipped = catalog.engine_form(plan.choice.engine, plan.choice.tier)
+    if shipped is not None and shipped.version != form.version:
+        text = f"is {form.version}, and the image holds {plan.choice.engine} {shipped.version}"
+        problem = Problem("modelstacks:engineVersion", text, form.version, shipped.version)
+        raise BadInput([problem], source="render", next_step="leave it out; `modelstacks plan --engine-version` asks")
+    engine = part(catalog, f"engines/{form.template}.yaml.j2", context)
+    template = f"tiers/{plan.tier_form.template}.yaml.j2"
+    if plan.tier_form.form == "ray":
+        env = part(catalog, "parts/ray-env.yaml.j2", context)
+        simulated = plan.cloud is not None and plan.cloud.simulated
+        ray = {
+            "env": env,
+            "worker_env": env + context["fabric"]["env"],
+            "serve_config": documents.write(engine),
+            "ray_version": form.companions["ray"],
+            "waits_for": None if simulated else plan.tier_form.waits_for,
+        }
+        return many(catalog, template, context | ray)
+    container = part(catalog, "parts/container.yaml.j2", context | {"engine": engine})
+    return many(catalog, template, context | {"container": container})

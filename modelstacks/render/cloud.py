@@ -1,0 +1,269 @@
+"""What templates may name of a plan's nodes: pools, placement, quota, spares, fabric and claims."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from modelstacks.cloudspec import Capacity, CloudSpec, zone_names
+from modelstacks.plan import Plan
+from modelstacks.pool import Pool
+from modelstacks.render.podsize import PodSize
+
+GPU_RESOURCE = "nvidia.com/gpu"
+# The label by which the program knows objects that provision nodes.
+POOL_COMPONENT = "node-pool"
+# Room on a disk for images and the system beside the weights.
+_SYSTEM_DISK_GIB = 100
+_GB_IN_GIB = 1e9 / 2**30
+# Google's local SSDs: 375 GiB each.
+_LOCAL_SSD_GIB = 375
+
+LEVELS = ("restricted", "baseline", "privileged")
+_KARPENTER_TYPES = {"reservation": "reserved", "capacity-block": "reserved"}
+
+
+def strictest(plan: Plan, level: str) -> str:
+    """The strictest Pod Security level that both the engine and the fabric can live under."""
+    needed = plan.fabric.pod_security if plan.fabric is not None else "restricted"
+    return max(level, needed, key=LEVELS.index)
+
+
+def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
+    """The part of the template context that speaks of nodes."""
+    cloud = plan.spec.cloud or CloudSpec()
+    kind, pool = plan.cloud, plan.pool
+    spot = pool is not None and any(way.way == "spot" for step in pool.steps for way in step)
+    tolerations = [toleration.model_dump(by_alias=True, exclude_none=True) for toleration in cloud.tolerations]
+    if kind is not None:
+        tolerations += [*kind.tolerations, *(kind.spot_tolerations if spot else ())]
+    claims = cloud.gpu_allocation == "dra"
+    extra = plan.fabric.asks(_machine(plan)) if plan.fabric is not None else {}
+    cluster = cloud.cluster or "modelstacks"
+    image = cloud.image or (kind.image if kind is not None else None)
+    return {
+        "node_selector": _node_selector(plan, cloud),
+        "tolerations": tolerations,
+        "pod_annotations": dict(kind.pod_annotations) if kind is not None else {},
+        "pool": None if pool is None else _pool(plan, pool, cloud, size),
+        "pool_label": kind.pool_label if kind is not None else None,
+        "pool_labels": {
+            "app.kubernetes.io/managed-by": "modelstacks",
+            "app.kubernetes.io/part-of": "modelstacks",
+            "app.kubernetes.io/component": POOL_COMPONENT,
+        },
+        "zones": list(zone_names(cloud, kind)) if kind is not None else [],
+        "startup_taints": [taint.model_dump(exclude_none=True) for taint in cloud.startup_taints],
+        "cluster": cluster,
+        "node_class_ref": _node_class(plan, cloud),
+        "consolidate_after": kind.consolidate_after if kind is not None else None,
+        "node_role": cloud.node_role or f"KarpenterNodeRole-{cluster}",
+        "image_of_nodes": image,
+        "root_device": "/dev/xvdb" if (image or "").startswith("bottlerocket") else "/dev/xvda",
+        "placement_group": cloud.placement_group,
+        "management_namespace": cloud.management_namespace or "default",
+        "kubernetes_version": cloud.kubernetes_version,
+        "bootstrap": _reference(cloud, "bootstrap"),
+        "infrastructure": _reference(cloud, "infrastructure"),
+        "resources": _resources(plan, size, extra, claims=claims),
+        "resource_claims": [{"name": "gpus", "resourceClaimTemplateName": f"{plan.name}-gpus"}] if claims else [],
+        "claim": _claim(plan) if claims else None,
+        "gpu_quota": _quota(plan, cloud, claims=claims),
+        "spare": _spare(plan, cloud, labels, claims=claims),
+        "fabric": _fabric(plan),
+    }
+
+
+def _machine(plan: Plan) -> Any:
+    return plan.cost.machine if plan.cloud is not None and plan.cloud.prices_of is not None else None
+
+
+def _node_selector(plan: Plan, cloud: CloudSpec) -> dict[str, str]:
+    """Labels that the plan's nodes carry: those of the pool, or of nodes that exist already."""
+    if plan.pool is not None and plan.cloud is not None:
+        return {plan.cloud.pool_label: plan.pool.name}
+    if cloud.node_selector:
+        return dict(cloud.node_selector)
+    # With claims the driver itself knows the product, and the label's maker may be absent.
+    return {} if cloud.gpu_allocation == "dra" else {"nvidia.com/gpu.product": plan.choice.gpu.product_label}
+
+
+def _pool(plan: Plan, pool: Pool, cloud: CloudSpec, size: PodSize) -> dict[str, Any]:
+    machine = pool.machine
+    ways = [way for step in pool.steps for way in step]
+    ssds = local_ssds(plan, pool, size)
+    boot = boot_disk_gib(plan, pool, cloud, size)
+    return {
+        "name": pool.name,
+        "machine": machine.name,
+        "gpus": machine.gpus,
+        "cloud_gpu": plan.choice.gpu.name_in(machine),
+        "machines": pool.machines + pool.spares,
+        "machines_at_most": pool.machines_at_most,
+        "gpu_limit": str(pool.gpus_at_most),
+        "compute_class": "spot" if any(way.way == "spot" for way in ways) else "default",
+        "ways": [_way(way) for way in ways],
+        "steps": [
+            {
+                "name": pool.name if index == 0 else f"{pool.name}-{index + 1}",
+                "weight": 100 - 10 * index if len(pool.steps) > 1 else None,
+                "capacity_types": list(dict.fromkeys(_KARPENTER_TYPES.get(way.way, way.way) for way in step)),
+            }
+            for index, step in enumerate(pool.steps)
+        ],
+        "reservations": [way.id for way in ways if way.way in _KARPENTER_TYPES and way.id is not None],
+        "local_disk": machine.local_disk_gb is not None,
+        "local_ssds": ssds,
+        "boot_disk_gib": boot,
+        "boot_disk": f"{boot}Gi",
+    }
+
+
+def local_ssds(plan: Plan, pool: Pool, size: PodSize) -> int | None:
+    """Local SSDs of a Google machine: those it always has, or as many as may be asked for where weights fit there."""
+    machine = pool.machine
+    if machine.local_ssds is None:
+        return None
+    enough = machine.local_ssds * _LOCAL_SSD_GIB >= _pods_on_machine(plan, pool) * size.ephemeral_gib
+    return machine.local_ssds if enough else None
+
+
+def _pods_on_machine(plan: Plan, pool: Pool) -> int:
+    return max(1, pool.machine.gpus // plan.gpus_per_node)
+
+
+def boot_disk_gib(plan: Plan, pool: Pool, cloud: CloudSpec, size: PodSize) -> int:
+    """The root disk: the system's alone where weights live on local disks, else room for every pod's weights too."""
+    if cloud.boot_disk_gib is not None:
+        return cloud.boot_disk_gib
+    if pool.machine.local_disk_gb is not None or local_ssds(plan, pool, size) is not None:
+        return _SYSTEM_DISK_GIB
+    return math.ceil((_SYSTEM_DISK_GIB + _pods_on_machine(plan, pool) * size.ephemeral_gib) / 10) * 10
+
+
+def _way(way: Capacity) -> dict[str, Any]:
+    """One step of a GKE compute class: a reservation is any, or one by project and name."""
+    return {
+        "spot": way.way == "spot",
+        "flex_start": way.way == "flex-start",
+        "reservations": _reservation(way.id) if way.way == "reservation" and way.id is not None else None,
+    }
+
+
+def _reservation(number: str) -> dict[str, Any]:
+    if number == "any":
+        return {"affinity": "AnyBestEffort"}
+    parts = number.split("/")
+    named: dict[str, Any] = {"name": parts[-1]} if len(parts) == 1 else {"name": parts[3], "project": parts[1]}
+    if len(parts) > 4:
+        named["reservationBlock"] = {"name": parts[5]}
+    return {"affinity": "Specific", "specific": [named]}
+
+
+def _reference(cloud: CloudSpec, which: str) -> dict[str, str] | None:
+    ref = cloud.infrastructure if which == "infrastructure" else cloud.bootstrap
+    return None if ref is None else {"apiGroup": ref.api_group, "kind": ref.kind, "name": ref.name}
+
+
+def _node_class(plan: Plan, cloud: CloudSpec) -> dict[str, str] | None:
+    """The class of machines that a Karpenter pool names: the stack's own choice, the kind's one, or the pool's own."""
+    kind, pool = plan.cloud, plan.pool
+    if kind is None or kind.node_class is None or pool is None:
+        return None
+    row = kind.node_class
+    return {"group": row.group, "kind": row.kind, "name": cloud.node_class or row.name or pool.name}
+
+
+def _resources(plan: Plan, size: PodSize, extra: dict[str, str], *, claims: bool) -> dict[str, Any]:
+    """Requests and limits of a server's container; extended resources and huge pages must be equal in both."""
+    exact = _gpu_resources(plan.gpus_per_node, claims=claims) | extra
+    requests = {"cpu": str(size.cpu), "memory": f"{size.memory_gib}Gi", "ephemeral-storage": f"{size.ephemeral_gib}Gi"}
+    # Ray sizes its store by the limit, so there is one.
+    limits = {"memory": f"{size.memory_gib}Gi"} if plan.nodes_per_replica > 1 else {}
+    found: dict[str, Any] = {"requests": requests | exact, "limits": limits | exact}
+    return found | ({"claims": [{"name": "gpus"}]} if claims else {})
+
+
+def _gpu_resources(gpus: int, *, claims: bool) -> dict[str, str]:
+    return {} if claims else {GPU_RESOURCE: str(gpus)}
+
+
+def _claim(plan: Plan) -> dict[str, Any]:
+    product = plan.choice.gpu.product_label
+    # The driver gives the product's name with blanks where the node label has hyphens.
+    expression = f"device.attributes['gpu.nvidia.com'].productName.replace(' ', '-') == {json.dumps(product)}"
+    return {"name": f"{plan.name}-gpus", "count": plan.gpus_per_node, "expression": expression}
+
+
+def _quota(plan: Plan, cloud: CloudSpec, *, claims: bool) -> dict[str, str]:
+    """What pods of the namespace may ask for together: the replicas' GPUs and the spares', or the stack's own limit."""
+    pool = plan.pool
+    spare = pool.machine.gpus if pool is not None else plan.gpus_per_node
+    most = plan.choice.topology.gpus * plan.spec.replicas_at_most + spare * cloud.warm_spares
+    name = "gpu.nvidia.com.deviceclass.resource.k8s.io/devices" if claims else f"requests.{GPU_RESOURCE}"
+    return {"resource": name, "most": str(max(most, cloud.limit_gpus or 0))}
+
+
+def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], *, claims: bool) -> dict[str, Any] | None:
+    """Placeholder pods, each as large as the GPUs of a machine."""
+    if not cloud.warm_spares:
+        return None
+    gpus = plan.pool.machine.gpus if plan.pool is not None else plan.gpus_per_node
+    name = f"{plan.name}-spare"
+    selector = {"app.kubernetes.io/instance": name}
+    return {
+        "name": name,
+        "count": cloud.warm_spares,
+        "image": "registry.k8s.io/pause:3.10.1",
+        "labels": labels | selector,
+        "selector": selector,
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "16Mi"} | _gpu_resources(gpus, claims=claims),
+            "limits": {"memory": "16Mi"} | _gpu_resources(gpus, claims=claims),
+        }
+        | ({"claims": [{"name": "gpus"}]} if claims else {}),
+    }
+
+
+def _fabric(plan: Plan) -> dict[str, Any]:
+    """What a worker pod carries for the network between its nodes, as plain Kubernetes data."""
+    fabric = plan.fabric
+    if fabric is None:
+        return {"env": [], "annotations": {}, "volumes": [], "mounts": [], "sidecar": None}
+    volumes = [
+        {"name": v.name, "hostPath": {"path": v.host}} if v.host is not None else {"name": v.name, "emptyDir": {}}
+        for v in fabric.volumes
+    ]
+    sidecar = fabric.sidecar
+    return {
+        "env": [{"name": name, "value": value} for name, value in fabric.variables(_machine(plan)).items()],
+        "annotations": dict(fabric.annotations),
+        "volumes": volumes,
+        "mounts": [
+            {"name": v.name, "mountPath": v.mount} | ({"readOnly": True} if v.read_only else {})
+            for v in fabric.volumes
+            if v.mount is not None
+        ],
+        "sidecar": None
+        if sidecar is None
+        else {
+            "name": sidecar.name,
+            "image": sidecar.image,
+            "command": list(sidecar.command),
+            # Kubernetes starts it before the engine and stops it after.
+            "restartPolicy": "Always",
+            "env": [{"name": name, "value": value} for name, value in sidecar.env.items()],
+            "securityContext": {
+                "runAsUser": 0,
+                "runAsNonRoot": False,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"], "add": list(sidecar.capabilities)},
+            },
+            "volumeMounts": [
+                {"name": v.name, "mountPath": v.sidecar_mount} | ({"readOnly": True} if v.read_only else {})
+                for v in fabric.volumes
+                if v.sidecar_mount is not None
+            ],
+        },
+    }
