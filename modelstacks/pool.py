@@ -71,6 +71,10 @@ def pool(
     """
     if not kind.makes_nodes or machine is None:
         return None
+    taken = next((word for word in kind.names_not_with if name.startswith(word)), None)
+    if taken is not None and cloud.pool_owner is None:
+        problem = Problem("stack", f"{name} begins with {taken}, which {kind.id} keeps for itself", name)
+        raise BadInput([problem], source=name, next_step="give the stack another name")
     most = machines_at_most + cloud.warm_spares
     if cloud.limit_gpus is not None:
         allowed = cloud.limit_gpus // machine.gpus

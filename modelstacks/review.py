@@ -11,6 +11,7 @@ from pathlib import Path
 from modelstacks import render
 from modelstacks.answer import usd_per_million
 from modelstacks.catalog import Catalog
+from modelstacks.cloudspec import Capacity
 from modelstacks.errors import ModelstacksError
 from modelstacks.ledger import ledger_bar
 from modelstacks.plan import Plan
@@ -31,7 +32,7 @@ class Difference:
 def files(plan: Plan, catalog: Catalog, stack: str) -> dict[str, str]:
     """Every file of rendered/<stack>: the manifests and plan.md."""
     manifests = render.render(plan, catalog)
-    return {**render.write(manifests, stack), PLAN_FILE: page(plan, manifests, stack)}
+    return {**render.write(manifests, stack), PLAN_FILE: page(plan, manifests, stack, catalog)}
 
 
 def differences(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
@@ -78,7 +79,7 @@ def store(fresh: Mapping[str, str], folder: Path) -> list[Difference]:
     return changed
 
 
-def page(plan: Plan, manifests: list[Manifest], stack: str) -> str:
+def page(plan: Plan, manifests: list[Manifest], stack: str, catalog: Catalog) -> str:
     """plan.md: what will run, what it costs, why it fits, and what is not in the manifests."""
     choice = plan.choice
     gpus = f"{choice.topology.gpus} × {choice.gpu.name}"
@@ -90,10 +91,11 @@ def page(plan: Plan, manifests: list[Manifest], stack: str) -> str:
         _headline(plan),
         "",
         *_what_runs(plan),
+        *_nodes(plan),
         *_why_it_fits(plan),
         *_cost(plan),
         *_times(plan),
-        *_objects(plan, manifests),
+        *_objects(plan, manifests, catalog),
     ]
     if plan.warnings:
         sections += ["## To know", "", *(f"- {warning}" for warning in plan.warnings), ""]
@@ -136,6 +138,51 @@ def _what_runs(plan: Plan) -> list[str]:
         title = "Machines" if plan.cloud is not None and plan.cloud.makes_nodes else "Priced as"
         rows.append((title, f"{plan.cost.machines} × {plan.cost.machine.cloud} {plan.cost.machine.name}"))
     return ["## What runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+_BROUGHT = {"cloud": "the cloud brings it", "image": "in the node image", "you": "must be there"}
+
+
+def _nodes(plan: Plan) -> list[str]:
+    """How nodes come, how far they may grow, and what software they need; nothing for simulated ones."""
+    kind, pool = plan.cloud, plan.pool
+    if kind is None or kind.simulated:
+        return []
+    rows = [("Cloud kind", f"`{kind.id}`: {kind.about}")]
+    if pool is not None:
+        at_most = f"{pool.machines_at_most} × {pool.machine.name}, {pool.gpus_at_most} GPUs"
+        if len(pool.steps) > 1:
+            at_most += f", in each of {len(pool.steps)} pools"
+        bound = "the pool's own limit" if kind.bounded_by == "pool" else "the namespace's quota of GPUs"
+        month = pool.usd_per_month_at_most
+        money = "" if month is None else f": at most ${month:,.0f} a month"
+        owner = f"the pool of stack {pool.owner}" if pool.owner else f"`{pool.name}`"
+        ways = [_way(capacity) for step in pool.steps for capacity in step]
+        rows += [
+            ("Pool", owner),
+            ("May hold", f"{at_most} ({bound}){money}"),
+            ("Bought as", ", then ".join(ways) if kind.capacity_order != "one" else ways[0]),
+        ]
+        if pool.spares:
+            rows.append(("Warm spares", f"{pool.spares} × {pool.machine.name}, held by placeholder pods"))
+    if plan.spec.cloud is not None and plan.spec.cloud.zones:
+        rows.append(("Zones", ", ".join(plan.spec.cloud.zones)))
+    if plan.fabric is not None:
+        rows.append(("Between nodes", f"{plan.fabric.about}; {plan.fabric.source}"))
+        rows += [("Fabric needs", need) for need in plan.fabric.cluster_needs]
+    for software in kind.software:
+        who = {"cloud": "the cloud brings it", "image": "in the node image", "you": "must be there"}[
+            software.brought_by
+        ]
+        operator = f" (`operators: [{software.operator}]`)" if software.operator is not None else ""
+        note = f"; {software.note}" if software.note else ""
+        rows.append((software.name, f"{who}{operator}{note}"))
+    table = ["## Where it runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    return table + ([*(f"- {note}" for note in kind.notes), ""] if kind.notes else [])
+
+
+def _way(capacity: Capacity) -> str:
+    return capacity.way if capacity.id is None else f"{capacity.way} `{capacity.id}`"
 
 
 def _why_it_fits(plan: Plan) -> list[str]:
@@ -214,19 +261,24 @@ def _minutes(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
-def _objects(plan: Plan, manifests: list[Manifest]) -> list[str]:
+def _objects(plan: Plan, manifests: list[Manifest], catalog: Catalog) -> list[str]:
     lines = ["## What is applied", "", "| object | namespace | file |", "|---|---|---|"]
     for manifest in manifests:
         kind, namespace, name = render.identity(manifest)
         file = render.file_name(manifest)
         lines.append(f"| {kind} {name} | {namespace or '–'} | [{file}]({file}) |")
     lines += ["", "Not in these files:", ""]
-    lines += [f"- {item.kind} `{item.name}`: {item.reason}" for item in render.unrendered(plan)]
+    lines += [f"- {item.kind} `{item.name}`: {item.reason}" for item in render.unrendered(plan, catalog)]
     form = plan.choice.form
     if form is not None and form.root_reason:
         lines.append(
             f"- Pod Security is `baseline`, not `restricted`: the server runs as user 0 (`runAsUser`), because "
             f"{form.root_reason}"
+        )
+    if plan.fabric is not None and plan.fabric.pod_security != "restricted":
+        lines.append(
+            f"- Pod Security is `{plan.fabric.pod_security}`, not `restricted`, for the fabric {plan.fabric.id}: "
+            f"{plan.fabric.pod_security_reason}"
         )
     if form is not None and form.digest_note:
         lines.append(f"- The image is pinned by tag, not by digest: {form.digest_note}")

@@ -93,6 +93,13 @@ class CloudKind(Row):
     pod_annotations: dict[str, str] = Field(default_factory=dict)
     # From the order of a node until its GPUs can be asked for, where it takes longer than elsewhere.
     node_ready_s: PositiveInt | None = None
+    # The cloud, or what this project tells it, puts the kubelet's files on local NVMe where the machine has some.
+    local_disks: bool = False
+    # Nodes can be had for pods that ask for huge pages.
+    huge_pages: bool = True
+    # Beginnings of names that the cloud keeps for itself.
+    names_not_with: tuple[str, ...] = ()
+    max_boot_disk_gib: PositiveInt = 16384
     # What keeps the pool from growing past the plan: its own limit, or only the namespace's quota of GPUs.
     bounded_by: Literal["pool", "quota"] = "quota"
     serves: tuple[ClusterApi, ...] = ()

@@ -42,6 +42,7 @@ class Fabric(Row):
     # A resource whose amount is a field of the machine row.
     count_of: dict[str, Literal["efa_interfaces"]] = Field(default_factory=dict)
     huge_pages_2mi: str | None = None
+    env_without_huge_pages: dict[str, str] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
     env_of_cloud: dict[Id, dict[str, str]] = Field(default_factory=dict)
     env_of_machine: dict[str, dict[str, str]] = Field(default_factory=dict)
@@ -56,23 +57,24 @@ class Fabric(Row):
     verify: str
     source: str
 
-    def asks(self, machine: Machine | None) -> dict[str, str]:
-        """The resources beside GPUs that a worker on `machine` asks for."""
+    def asks(self, machine: Machine | None, *, huge_pages: bool) -> dict[str, str]:
+        """The resources beside GPUs that a worker on `machine` asks for, where nodes can be had for huge pages."""
         cloud = machine.cloud if machine is not None else None
         found = dict(self.resources_of_cloud.get(cloud or "", self.resources))
         for name, field in self.count_of.items():
             count = getattr(machine, field) if machine is not None else None
             if count is not None:
                 found[name] = str(count)
-        if self.huge_pages_2mi is not None:
+        if self.huge_pages_2mi is not None and huge_pages:
             found["hugepages-2Mi"] = self.huge_pages_2mi
         return found
 
-    def variables(self, machine: Machine | None) -> dict[str, str]:
+    def variables(self, machine: Machine | None, *, huge_pages: bool) -> dict[str, str]:
         """The environment of a worker on `machine`."""
+        found = self.env | ({} if huge_pages else self.env_without_huge_pages)
         if machine is None:
-            return dict(self.env)
-        return self.env | self.env_of_cloud.get(machine.cloud, {}) | self.env_of_machine.get(machine.name, {})
+            return found
+        return found | self.env_of_cloud.get(machine.cloud, {}) | self.env_of_machine.get(machine.name, {})
 
 
 class Fabrics(Row):

@@ -6,7 +6,7 @@ import datetime
 import math
 from dataclasses import replace
 
-from modelstacks import pool, price
+from modelstacks import podsize, pool, price
 from modelstacks.catalog import Catalog, CloudKind, EngineForm, Fabric, Model
 from modelstacks.catalog.versions import NATIVE_FP8, version_key
 from modelstacks.errors import BadInput, Problem
@@ -50,6 +50,7 @@ def plan(
         decided = replace(decided, cost=nothing)
 
     plan = _plan(spec, catalog, stack, decided)
+    plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan)))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
         plan = replace(plan, refusals=(*plan.refusals, *policy))
@@ -113,6 +114,19 @@ def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: C
         object_name(stack or choice.model.id), spec.cloud, kind, machine, decided.cost.price,
         machines=decided.cost.machines, machines_of_one=machines(1), machines_at_most=machines(spec.replicas_at_most),
     )  # fmt: skip
+
+
+def _disk_refusals(plan: Plan) -> list[Refusal]:
+    """Weights that no disk of the pool's nodes holds."""
+    cloud = plan.spec.cloud
+    if plan.pool is None or plan.cloud is None or cloud is None or plan.cloud.simulated:
+        return []
+    disk = podsize.node_disk(plan, plan.pool, plan.cloud, cloud.boot_disk_gib)
+    if disk.holds:
+        return []
+    text = f"weights and caches need {disk.need_gib:,} GiB of a node's disk, {_machine(plan)} has "
+    text += f"{disk.have_gib:,.0f}; modelstacks:weights: {{storageClass: NAME}} takes a volume for each pod"
+    return [Refusal("disk-too-small", text, disk.need_gib, round(disk.have_gib), "GiB of node disk")]
 
 
 def _fabric(spec: StackSpec, kind: CloudKind | None, catalog: Catalog, decided: Checked) -> Fabric | None:

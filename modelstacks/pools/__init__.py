@@ -15,8 +15,7 @@ from modelstacks.cloudspec import Capacity, CloudSpec, zone_names
 from modelstacks.errors import BadInput, ModelstacksError, Problem
 from modelstacks.fields import key_path
 from modelstacks.plan import Plan
-from modelstacks.render.cloud import boot_disk_gib, local_ssds
-from modelstacks.render.podsize import pod_size
+from modelstacks.podsize import node_disk
 
 if TYPE_CHECKING:
     import pulumi
@@ -64,7 +63,7 @@ def node_group(plan: Plan, region: str | None) -> NodeGroup | None:
     if region is None and kind.package == "gke":
         problem = Problem(key_path("cloud.region"), "is needed: a node pool is made in its cluster's location")
         raise BadInput([problem], source=plan.name, next_step="add region, or zones of one")
-    size = pod_size(plan)
+    disk = node_disk(plan, pool, kind, cloud.boot_disk_gib)
     return NodeGroup(
         name=pool.name,
         cluster=cloud.cluster or DEFAULT_CLUSTER,
@@ -75,8 +74,8 @@ def node_group(plan: Plan, region: str | None) -> NodeGroup | None:
         way=pool.steps[0][0],
         region=region,
         zones=zone_names(cloud, kind),
-        disk_gib=boot_disk_gib(plan, pool, cloud, size),
-        local_ssds=local_ssds(plan, pool, size),
+        disk_gib=disk.boot_gib,
+        local_ssds=disk.local_ssds,
         labels={kind.pool_label: pool.name, "nvidia.com/gpu.present": "true"},
         fabric=plan.fabric.id if plan.fabric is not None else None,
         cloud=cloud,

@@ -88,7 +88,7 @@ def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
     return parts
 
 
-def unrendered(plan: Plan) -> list[Unrendered]:
+def unrendered(plan: Plan, catalog: Catalog) -> list[Unrendered]:
     """What `pulumi up` creates beside the manifests, or expects to find."""
     name = plan.spec.hub_token_secret
     if plan.choice.model.licence.gated:
@@ -96,7 +96,19 @@ def unrendered(plan: Plan) -> list[Unrendered]:
     else:
         need = "optional: the model is public, a token only raises the hub's rate limit"
     reason = f"created from the secret `modelstacks:hubToken` when that is set, else yours to create ({need})"
-    return [Unrendered("Secret", name, reason)]
+    found = [Unrendered("Secret", name, reason)]
+    kind, pool = plan.cloud, plan.pool
+    if kind is not None and kind.package is not None and pool is not None and pool.owner is None:
+        what = f"{kind.about}, from nothing to {pool.machines_at_most} × {pool.machine.name}"
+        found.append(Unrendered("node pool", pool.name, what))
+    for name in plan.spec.operators:
+        row = catalog.operators[name]
+        where = f"chart {row.chart} {row.version} in namespace {row.namespace}"
+        found.append(Unrendered("Helm release", row.release, f"{row.about}: {where}, unless the cluster has it"))
+    if plan.spec.operators:
+        reason = "says which operators this stack installed and which it uses"
+        found.append(Unrendered("ConfigMap", f"{plan.name}-operators", reason))
+    return found
 
 
 def write(manifests: list[Manifest], stack: str) -> dict[str, str]:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
+from modelstacks.catalog import CloudKind, Fabric
 from modelstacks.cloudspec import Capacity, CloudSpec, zone_names
 from modelstacks.plan import Plan
+from modelstacks.podsize import PodSize, node_disk
 from modelstacks.pool import Pool
-from modelstacks.render.podsize import PodSize
 
 GPU_RESOURCE = "nvidia.com/gpu"
 # The label by which the program knows objects that provision nodes.
 POOL_COMPONENT = "node-pool"
-# Room on a disk for images and the system beside the weights.
-_SYSTEM_DISK_GIB = 100
-_GB_IN_GIB = 1e9 / 2**30
-# Google's local SSDs: 375 GiB each.
-_LOCAL_SSD_GIB = 375
-
 LEVELS = ("restricted", "baseline", "privileged")
 _KARPENTER_TYPES = {"reservation": "reserved", "capacity-block": "reserved"}
 
@@ -39,14 +33,15 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
     if kind is not None:
         tolerations += [*kind.tolerations, *(kind.spot_tolerations if spot else ())]
     claims = cloud.gpu_allocation == "dra"
-    extra = plan.fabric.asks(_machine(plan)) if plan.fabric is not None else {}
+    huge_pages = kind is None or kind.huge_pages
+    extra = plan.fabric.asks(_machine(plan), huge_pages=huge_pages) if plan.fabric is not None else {}
     cluster = cloud.cluster or "modelstacks"
     image = cloud.image or (kind.image if kind is not None else None)
     return {
         "node_selector": _node_selector(plan, cloud),
         "tolerations": tolerations,
         "pod_annotations": dict(kind.pod_annotations) if kind is not None else {},
-        "pool": None if pool is None else _pool(plan, pool, cloud, size),
+        "pool": None if pool is None or kind is None else _pool(plan, pool, kind, cloud),
         "pool_label": kind.pool_label if kind is not None else None,
         "pool_labels": {
             "app.kubernetes.io/managed-by": "modelstacks",
@@ -89,11 +84,10 @@ def _node_selector(plan: Plan, cloud: CloudSpec) -> dict[str, str]:
     return {} if cloud.gpu_allocation == "dra" else {"nvidia.com/gpu.product": plan.choice.gpu.product_label}
 
 
-def _pool(plan: Plan, pool: Pool, cloud: CloudSpec, size: PodSize) -> dict[str, Any]:
+def _pool(plan: Plan, pool: Pool, kind: CloudKind, cloud: CloudSpec) -> dict[str, Any]:
     machine = pool.machine
     ways = [way for step in pool.steps for way in step]
-    ssds = local_ssds(plan, pool, size)
-    boot = boot_disk_gib(plan, pool, cloud, size)
+    disk = node_disk(plan, pool, kind, cloud.boot_disk_gib)
     return {
         "name": pool.name,
         "machine": machine.name,
@@ -114,32 +108,10 @@ def _pool(plan: Plan, pool: Pool, cloud: CloudSpec, size: PodSize) -> dict[str, 
         ],
         "reservations": [way.id for way in ways if way.way in _KARPENTER_TYPES and way.id is not None],
         "local_disk": machine.local_disk_gb is not None,
-        "local_ssds": ssds,
-        "boot_disk_gib": boot,
-        "boot_disk": f"{boot}Gi",
+        "local_ssds": disk.local_ssds,
+        "boot_disk_gib": disk.boot_gib,
+        "boot_disk": f"{disk.boot_gib}Gi",
     }
-
-
-def local_ssds(plan: Plan, pool: Pool, size: PodSize) -> int | None:
-    """Local SSDs of a Google machine: those it always has, or as many as may be asked for where weights fit there."""
-    machine = pool.machine
-    if machine.local_ssds is None:
-        return None
-    enough = machine.local_ssds * _LOCAL_SSD_GIB >= _pods_on_machine(plan, pool) * size.ephemeral_gib
-    return machine.local_ssds if enough else None
-
-
-def _pods_on_machine(plan: Plan, pool: Pool) -> int:
-    return max(1, pool.machine.gpus // plan.gpus_per_node)
-
-
-def boot_disk_gib(plan: Plan, pool: Pool, cloud: CloudSpec, size: PodSize) -> int:
-    """The root disk: the system's alone where weights live on local disks, else room for every pod's weights too."""
-    if cloud.boot_disk_gib is not None:
-        return cloud.boot_disk_gib
-    if pool.machine.local_disk_gb is not None or local_ssds(plan, pool, size) is not None:
-        return _SYSTEM_DISK_GIB
-    return math.ceil((_SYSTEM_DISK_GIB + _pods_on_machine(plan, pool) * size.ephemeral_gib) / 10) * 10
 
 
 def _way(way: Capacity) -> dict[str, Any]:
@@ -226,6 +198,10 @@ def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], *, claims: bool
     }
 
 
+def _variables(plan: Plan, fabric: Fabric) -> dict[str, str]:
+    return fabric.variables(_machine(plan), huge_pages=plan.cloud is None or plan.cloud.huge_pages)
+
+
 def _fabric(plan: Plan) -> dict[str, Any]:
     """What a worker pod carries for the network between its nodes, as plain Kubernetes data."""
     fabric = plan.fabric
@@ -237,7 +213,7 @@ def _fabric(plan: Plan) -> dict[str, Any]:
     ]
     sidecar = fabric.sidecar
     return {
-        "env": [{"name": name, "value": value} for name, value in fabric.variables(_machine(plan)).items()],
+        "env": [{"name": name, "value": value} for name, value in _variables(plan, fabric).items()],
         "annotations": dict(fabric.annotations),
         "volumes": volumes,
         "mounts": [

@@ -9,8 +9,8 @@ from typing import Any
 from modelstacks.catalog import Catalog, EngineForm
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import Plan
+from modelstacks.podsize import OBJECT_STORE_GIB, pod_size
 from modelstacks.render import cloud
-from modelstacks.render.podsize import OBJECT_STORE_GIB, pod_size
 
 # Time for load balancers and routers to stop sending before the engine is told to stop.
 PRE_STOP_S = 15

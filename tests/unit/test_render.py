@@ -145,7 +145,7 @@ def test_pods_are_restricted_or_say_why_not(stack: str) -> None:
     decided = plan_of(stack)
     rendered = objects(decided)
     level = rendered["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    page = review.page(decided, list(rendered.values()), stack)
+    page = review.page(decided, list(rendered.values()), stack, CATALOG)
     assert level == "restricted" or "`runAsUser`" in page
     text = json.dumps(rendered)
     assert '"privileged"' not in text
