@@ -54,6 +54,7 @@ def answer(plan: Plan) -> dict[str, Any]:
             "loading_peak_gib": _gib(memory.loading_peak_gib),
         },
         "cost": whole_cost(plan),
+        "pool": _pool(plan),
         "throughput": None
         if plan.throughput is None
         else {
@@ -78,6 +79,27 @@ def answer(plan: Plan) -> dict[str, Any]:
         "alternatives": [_alternative(alternative, plan) for alternative in plan.alternatives],
         "reasons": list(plan.reasons),
         "warnings": list(plan.warnings),
+    }
+
+
+def _pool(plan: Plan) -> dict[str, Any] | None:
+    """What a cloud may be asked for; None where nodes exist already."""
+    pool = plan.pool
+    if pool is None or plan.cloud is None:
+        return None
+    return {
+        "name": pool.name,
+        "owner": pool.owner,
+        "kind": plan.cloud.id,
+        "machine": pool.machine.name,
+        "gpus_per_machine": pool.machine.gpus,
+        "machines": pool.machines,
+        "spares": pool.spares,
+        "machines_at_most": pool.all_machines_at_most,
+        "gpus_at_most": pool.all_machines_at_most * pool.machine.gpus,
+        "capacity": [[capacity.model_dump() for capacity in step] for step in pool.steps],
+        "usd_per_month_at_most": _usd(pool.usd_per_month_at_most),
+        "fabric": plan.fabric.id if plan.fabric is not None else None,
     }
 
 

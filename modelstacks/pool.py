@@ -13,6 +13,7 @@ from modelstacks.cloudspec import Capacity, CloudSpec
 from modelstacks.economics import HOURS_PER_MONTH
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path
+from modelstacks.stackfile import object_name
 
 # What Karpenter takes first among the capacity types of one pool: reserved capacity counts as free, spot is cheaper.
 _CHEAPEST_FIRST = {"reservation": 0, "capacity-block": 0, "spot": 1, "on-demand": 2}
@@ -88,7 +89,7 @@ def pool(
             raise BadInput([problem], source=name, next_step="raise the limit, or ask for fewer replicas")
         most = allowed
     return Pool(
-        name=cloud.pool_owner or name,
+        name=object_name(cloud.pool_owner) if cloud.pool_owner is not None else name,
         owner=cloud.pool_owner,
         machine=machine,
         machines=machines,

@@ -17,7 +17,7 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 from pulumi.runtime import config as runtime_config
 
-from modelstacks import cloudspec, pools, project, render, review, spec, stackfile, watch
+from modelstacks import cloudspec, pools, project, render, review, sharing, spec, stackfile, watch
 from modelstacks.catalog import Catalog
 from modelstacks.cluster import access, doctor, operators
 from modelstacks.cluster.connection import Cluster, UnreachableError
@@ -54,6 +54,8 @@ def deploy() -> None:
         question = read_question(pulumi.get_stack(), catalog)
         decided = plan(question.spec, catalog, stack=question.stack)
         refuse(decided)
+        if not question.overlaid:
+            sharing.check(decided, project.root(), catalog)
         manifests = render.render(decided, catalog)
         if not question.overlaid:
             compare_with_reviewed(decided, catalog)

@@ -145,10 +145,13 @@ def check_namespaces(specs: Mapping[str, StackSpec]) -> None:
     owners: dict[str, str] = {}
     for stack, spec in specs.items():
         namespace = spec.namespace or object_name(stack)
+        if spec.namespace_owner is not None:
+            continue
         if namespace in owners:
             text = f"{namespace!r} is the namespace of {owners[namespace]} too"
             problem = Problem(f"{stack}: {key_path('namespace')}", text, namespace, "one namespace a stack")
-            raise BadInput([problem], source="stacks", next_step="give one of them another namespace")
+            step = "give one of them another namespace, or name its owner in modelstacks:namespaceOwner"
+            raise BadInput([problem], source="stacks", next_step=step)
         owners[namespace] = stack
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from modelstacks import documents, fields, project, spec, stackfile
+from modelstacks import documents, fields, project, sharing, spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.cli.cluster import app as cluster_app
 from modelstacks.cli.local import local_app
@@ -334,7 +334,10 @@ def _plans(folder: Path, stacks: list[str] | None, all_stacks: bool) -> list[tup
     catalog = Catalog()
     asked = [(name, stackfile.parse_file(stackfile.stack_file(folder, name), catalog)) for name in names]
     stackfile.check_namespaces(dict(asked))
-    return [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
+    decided = [(name, _decide(question, catalog, name, dated=False), catalog) for name, question in asked]
+    for _, one, _ in decided:
+        sharing.check(one, folder, catalog)
+    return decided
 
 
 def _runnable(plans: list[tuple[str, Plan, Catalog]]) -> list[tuple[str, Plan, Catalog]]:

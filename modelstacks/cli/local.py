@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import time
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -20,11 +20,16 @@ Stack = Annotated[str, typer.Argument(help="The stack to bring up.")]
 
 
 @local_app.command()
-def up(stack: Stack = "quickstart") -> None:
+def up(
+    stack: Stack = "quickstart",
+    without: Annotated[
+        Optional[list[str]], typer.Option(help="A machine type that the simulated cloud has run out of.")
+    ] = None,
+) -> None:
     """Build the toolchain if needed, start the cluster and run `pulumi up` of a stack on simulated nodes."""
     from modelstacks.local import journey
 
-    typer.echo("\n".join(journey.up(project.root(), stack, _Progress())))
+    typer.echo("\n".join(journey.up(project.root(), stack, _Progress(), without or ())))
 
 
 @local_app.command()

@@ -169,12 +169,20 @@ def _ledger(console: Console, decided: Plan) -> None:
 
 
 def _money_lines(console: Console, decided: Plan) -> None:
-    cost, rate = decided.cost, decided.throughput
+    cost, rate, pool = decided.cost, decided.throughput, decided.pool
     if cost.usd_per_hour is not None and cost.usd_per_month is not None and cost.machine is not None and cost.price:
         seen = cost.price.date or "undated"
         console.print(
             f"${cost.usd_per_hour:,.2f} an hour, ${cost.usd_per_month:,.0f} a month: {cost.machines} × "
             f"{cost.machine.cloud} {cost.machine.name} ({cost.price.region}, {seen})"
+        )
+    if pool is not None:
+        ways = ", then ".join(capacity.way for step in pool.steps for capacity in step)
+        most = pool.usd_per_month_at_most
+        money = "" if most is None else f", ${most:,.0f} a month"
+        machines = f"{pool.all_machines_at_most} × {pool.machine.name}"
+        console.print(
+            f"may buy at most {machines} ({pool.all_machines_at_most * pool.machine.gpus} GPUs{money}) as {ways}"
         )
     million = usd_per_million(decided)
     if rate is not None and million is not None:

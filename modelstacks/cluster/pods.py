@@ -9,6 +9,8 @@ from modelstacks.cluster.findings import Finding, note, problem, warning
 from modelstacks.cluster.snapshot import Snapshot, condition, labels_of
 from modelstacks.plan import Plan
 
+# Karpenter's words for a machine type that no offering is left of, whatever the provider.
+_SOLD_OUT = re.compile(r"filtered out all (available )?instance types|required offering|no instance type which")
 # What the log of a server that does not fit says (vLLM 0.6-0.32), found in a container's last words.
 _OUT_OF_MEMORY = re.compile(r"CUDA out of memory|No available memory for the cache blocks|Free memory on device")
 
@@ -138,6 +140,7 @@ def _unplaced(snapshot: Snapshot, plan: Plan, pod: Manifest, placed: dict[str, s
     events = events_of(snapshot, "Pod", name)
     by = {source(event): str(event.get("message", "")) for event in reversed(events)}
     reason = str(placed.get("message") or placed.get("reason") or "no reason given").partition(" preemption:")[0]
+    reason = reason.replace(" no new claims to deallocate,", "")
     waits = next((m for m in by.values() if m.startswith("Pod should schedule on")), None)
     if waits is not None and "karpenter" in by:
         return note("pods", f"pod {name} waits for its node: {waits}", "kubectl get nodeclaims", name)
@@ -148,6 +151,12 @@ def _unplaced(snapshot: Snapshot, plan: Plan, pod: Manifest, placed: dict[str, s
     mend = f"kubectl -n {plan.namespace} describe pod {name}"
     if "exceed limits" in (autoscaler or ""):
         mend = "raise modelstacks:cloud.limitGpus, or ask for fewer replicas"
+    elif _SOLD_OUT.search(autoscaler or "") and plan.pool is not None:
+        ways = " or ".join(dict.fromkeys(way.way for step in plan.pool.steps for way in step))
+        zones = ", ".join(plan.spec.cloud.zones) if plan.spec.cloud is not None and plan.spec.cloud.zones else ""
+        where = f" in {zones}" if zones else ""
+        text = f"pod {name} is not placed: no {plan.pool.machine.name} is to be had as {ways}{where}. {autoscaler}"
+        mend = "name more zones, another way in modelstacks:cloud.capacity, or another modelstacks:cloud.machine"
     return problem("pods", text, mend, name)
 
 

@@ -167,26 +167,26 @@ def _room(snapshot: Snapshot, plan: Plan, wanted: list[Need], nodes: list[Manife
             step = plan.pool.machine.gpus if resource == GPU else 0
             if now + step > quantity(most) and now >= quantity(most) - step:
                 text = f"NodePool {name} is at its limit: {now:g} of {quantity(most):g} {resource}, while "
-                text += f"{len(waiting)} pod{'s' * (len(waiting) > 1)} wait"
-                busy = _foreign(snapshot, plan, nodes)
-                if busy:
-                    text += f"; {busy}"
+                text += "1 pod waits" if len(waiting) == 1 else f"{len(waiting)} pods wait"
                 mend = f"raise modelstacks:cloud.limitGpus above {quantity(most):g}, or ask for fewer replicas"
+                others = _foreign(snapshot, plan, nodes)
+                if others:
+                    text += f"; {', '.join(f'{space}/{pod}' for space, pod in others[:3])} hold GPUs of it"
+                    mend = f"kubectl -n {others[0][0]} delete pod {others[0][1]}, or {mend}"
                 found.append(problem("pool", text, mend, name))
     return found
 
 
-def _foreign(snapshot: Snapshot, plan: Plan, nodes: list[Manifest]) -> str:
-    """Pods of others that hold GPUs on the pool's nodes."""
+def _foreign(snapshot: Snapshot, plan: Plan, nodes: list[Manifest]) -> list[tuple[str, str]]:
+    """Namespace and name of pods of others that hold GPUs on the pool's nodes."""
     names = {node["metadata"]["name"] for node in nodes}
-    others = [
-        f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+    return [
+        (pod["metadata"]["namespace"], pod["metadata"]["name"])
         for pod in snapshot.of("pods")
         if (pod.get("spec") or {}).get("nodeName") in names
         and labels_of(pod).get("app.kubernetes.io/instance") != plan.name
         and any(GPU in ((c.get("resources") or {}).get("limits") or {}) for c in pod["spec"].get("containers", []))
     ]
-    return f"{', '.join(others[:3])} hold{'s' * (len(others) == 1)} GPUs of it" if others else ""
 
 
 def unserved(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], catalog: Catalog) -> list[Finding]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,16 @@ class Status:
         return self.api_answers and all(component.running for component in self.components)
 
 
-def up(layout: Layout, machines: Iterable[nodes.Machine], report: Report) -> None:
+def up(layout: Layout, machines: Iterable[nodes.Machine], report: Report, without: Collection[str] = ()) -> None:
     """Bring the cluster up, or back up, with these machine types; keeps what it stored where it can.
+
+    Machine types in `without` are sold out: Karpenter knows them and gets none.
 
     Raises ToolchainError or ClusterError, each with the next step. After an interrupt the next `up` goes on.
     """
     programs = toolchain.ensure(toolchain.CLUSTER, layout.cache, report)
     definitions = toolchain.crds(list(toolchain.CRDS), layout.cache, report)
-    table = json.dumps(nodes.instance_types(machines), indent=1)
+    table = json.dumps(nodes.instance_types(machines, without), indent=1)
     with _locked(layout, report):
         began = time.monotonic()
         same_machines = layout.instance_types.exists() and layout.instance_types.read_text() == table

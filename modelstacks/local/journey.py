@@ -7,13 +7,14 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from modelstacks import render, stackfile
 from modelstacks.catalog import Catalog
-from modelstacks.errors import ClusterError, Refused
+from modelstacks.errors import BadInput, ClusterError, Problem, Refused
+from modelstacks.fields import nearest
 from modelstacks.local import cluster, machines, toolchain, workspace
 from modelstacks.local.layout import Layout
 from modelstacks.plan import Plan, plan
@@ -24,14 +25,14 @@ Report = Callable[[str], None]
 _PODS_TIMEOUT_S = 180
 
 
-def up(root: Path, stack: str, report: Report) -> list[str]:
-    """Bring up `stack` on simulated nodes and return the summary.
+def up(root: Path, stack: str, report: Report, without: Collection[str] = ()) -> list[str]:
+    """Bring up `stack` on simulated nodes and return the summary; machine types in `without` are sold out.
 
     Everything that can be refused is refused before anything is built or started.
     """
     decided = simulated_plan(root, stack)
     layout = Layout.of(root)
-    pulumi = start(root, layout, report)
+    pulumi = start(root, layout, report, without)
     run_pulumi(layout, pulumi, ["up", "--yes", "--stack", stack], report)
     if decided.tier_form.waits_for is not None:
         report("simulated pods run no Ray: for this tier `up` waits for a running head and workers, not for Serve")
@@ -65,10 +66,16 @@ def overlay(path: Path, catalog: Catalog) -> dict[str, Any]:
     return {} if own else {"cloud": {"kind": "kwok"}}
 
 
-def start(root: Path, layout: Layout, report: Report) -> Path:
+def start(root: Path, layout: Layout, report: Report, without: Collection[str] = ()) -> Path:
     """A running cluster and a prepared local project; returns the Pulumi program."""
+    offered = Catalog().machines
+    unknown = sorted(set(without) - {machine.name for machine in offered})
+    if unknown:
+        near = nearest(unknown[0], tuple(machine.name for machine in offered))
+        problem = Problem("--without", f"{unknown[0]!r} is no machine type of the catalogue", unknown[0], None, near)
+        raise BadInput([problem], source="local up", next_step="modelstacks gpus --json lists them")
     pulumi = toolchain.pulumi_program(layout.cache, report, beside=toolchain.CLUSTER)
-    cluster.up(layout, machines.simulated(Catalog().machines), report)
+    cluster.up(layout, machines.simulated(offered), report, without)
     for name in workspace.choose_plugins(layout, pulumi):
         report(f"{name}: the official plugin is neither installed nor to be had here, so modelstacks' stand-in is used")
     workspace.prepare(layout, root)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 ZONES = ("local-a", "local-b")
@@ -12,6 +12,10 @@ SYSTEM_LABEL = "modelstacks.dev/system"
 
 # No market is simulated: spot must only be cheaper than on demand for Karpenter to prefer it.
 _SPOT_PRICE_SHARE = 0.4
+_WAYS = (("on-demand", 1.0), ("spot", _SPOT_PRICE_SHARE))
+# The KWOK provider takes every offering for available, so one that is sold out is offered only to reservations, which
+# nobody has here.
+_SOLD_OUT = (("reserved", 1.0),)
 # Dearer than any real machine, so that Karpenter prefers machines whose price is known.
 _UNKNOWN_PRICE_USD_PER_HOUR = 10_000.0
 _SYSTEM_RESOURCES = {"cpu": "16", "memory": "64Gi", "pods": "110", "ephemeral-storage": "200Gi"}
@@ -38,8 +42,10 @@ class Machine(Protocol):
     def usd_per_hour(self) -> float | None: ...
 
 
-def instance_types(machines: Iterable[Machine]) -> list[dict[str, Any]]:
+def instance_types(machines: Iterable[Machine], without: Collection[str] = ()) -> list[dict[str, Any]]:
     """The table for INSTANCE_TYPES_FILE_PATH of Karpenter's KWOK provider, ordered by name.
+
+    Types in `without` are known and not to be had, as when a cloud has run out of them.
 
     A machine sold in several regions is one entry with its lowest price. Each is offered in every zone, on
     demand and as spot. The provider labels nodes with the single values of an offering and counts those
@@ -50,14 +56,14 @@ def instance_types(machines: Iterable[Machine]) -> list[dict[str, Any]]:
         held = cheapest.get(machine.name)
         if held is None or _price(machine) < _price(held):
             cheapest[machine.name] = machine
-    return [_instance_type(cheapest[name]) for name in sorted(cheapest)]
+    return [_instance_type(cheapest[name], available=name not in without) for name in sorted(cheapest)]
 
 
 def _price(machine: Machine) -> float:
     return _UNKNOWN_PRICE_USD_PER_HOUR if machine.usd_per_hour is None else machine.usd_per_hour
 
 
-def _instance_type(machine: Machine) -> dict[str, Any]:
+def _instance_type(machine: Machine, *, available: bool) -> dict[str, Any]:
     labels = {CLOUD_LABEL: machine.cloud, **({GPU_LABEL: machine.gpu} if machine.gpus else {})}
     return {
         "name": machine.name,
@@ -84,7 +90,7 @@ def _instance_type(machine: Machine) -> dict[str, Any]:
                     }.items()
                 ],
             }
-            for capacity, share in (("on-demand", 1.0), ("spot", _SPOT_PRICE_SHARE))
+            for capacity, share in (_WAYS if available else _SOLD_OUT)
             for zone in ZONES
         ],
     }

@@ -65,8 +65,10 @@ def _overlay(layout: Layout, root: Path, stack: str, kept: Mapping[str, Any]) ->
     overlay: dict[str, Any] = {
         "modelstacks:stackFile": str(path),
         "modelstacks:kubeconfig": str(layout.kubeconfig),
-        "modelstacks:cloud": cloud if cloud.get("kind") == "kwok" else {"kind": "kwok"},
     }
+    # A stack that asks for simulated nodes itself keeps its own options, as they are when it is applied.
+    if cloud.get("kind") != "kwok":
+        overlay["modelstacks:cloud"] = {"kind": "kwok"}
     # Secrets set by hand on the local project stay.
     return {key: value for key, value in kept.items() if isinstance(value, Mapping) and "secure" in value} | overlay
 

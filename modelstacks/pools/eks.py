@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 
 import pulumi
 from pulumi_aws import Provider, ec2, eks, iam
@@ -129,7 +130,7 @@ def _adapters(
     """Every Elastic Fabric Adapter of the machine, one a network card; the first one carries IP traffic too."""
     if group.fabric != "efa" or group.machine.efa_interfaces is None:
         return None
-    security = cluster.vpc_configs[0].cluster_security_group_id
+    security = cluster.apply(lambda found: found.vpc_config.cluster_security_group_id)
     return [
         ec2.LaunchTemplateNetworkInterfaceArgs(
             network_card_index=card,
@@ -149,15 +150,15 @@ def _role(group: NodeGroup, look_up: pulumi.InvokeOutputOptions) -> pulumi.Input
 
 def _subnets(
     group: NodeGroup, cluster: pulumi.Output[eks.GetClusterResult], look_up: pulumi.InvokeOutputOptions
-) -> pulumi.Input[list[pulumi.Input[str]]]:
+) -> pulumi.Input[Sequence[str]]:
     """The named subnets, or the cluster's, in the zones that the stack names."""
     if group.cloud.subnets:
         return list(group.cloud.subnets)
-    ids = cluster.vpc_configs[0].subnet_ids
+    ids = cluster.apply(lambda found: found.vpc_config.subnet_ids)
     if not group.zones:
         return ids
 
-    def in_zones(found: list[str]) -> list[ec2.GetSubnetsFilterArgs]:
+    def in_zones(found: Sequence[str]) -> Sequence[ec2.GetSubnetsFilterArgs]:
         return [
             ec2.GetSubnetsFilterArgs(name="subnet-id", values=found),
             ec2.GetSubnetsFilterArgs(name="availability-zone", values=list(group.zones)),

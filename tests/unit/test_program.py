@@ -15,6 +15,7 @@ from pulumi.runtime import mocks
 
 from modelstacks import program, project, stackfile
 from modelstacks.catalog import Catalog
+from modelstacks.cluster import operators
 
 ROOT = project.root()
 CATALOG = Catalog()
@@ -36,10 +37,13 @@ class Recorder(pulumi.runtime.Mocks):
         raise AssertionError(f"the program calls {args.token}")
 
 
-def run_program(stack: str, config: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """`__main__.py` as the language host runs it, against mocks."""
+def run_program(
+    stack: str, config: dict[str, str], monkeypatch: pytest.MonkeyPatch, recorder: Recorder | None = None
+) -> Recorder:
+    """`__main__.py` as the language host runs it, against mocks and without any cluster."""
     monkeypatch.chdir(ROOT)
-    recorder = Recorder()
+    monkeypatch.setenv(program.OFFLINE, "1")
+    recorder = recorder or Recorder()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -170,3 +174,58 @@ def test_an_overlay_reads_the_stack_file_afresh(tmp_path: Path, monkeypatch: pyt
 def test_only_kubernetes_own_groups_are_typed(api_version: str, kind: str, typed: bool) -> None:
     """A CRD group that begins like a built-in one must not hit it."""
     assert (program.typed_class(api_version, kind) is not None) == typed
+
+
+OPERATORS = {"modelstacks:operators": '["kuberay", "keda"]'}
+
+
+def test_operators_are_pinned_releases_that_stay_when_the_stack_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One release each, of the pinned chart, and the claim that says whose they are."""
+    recorder = run_program("deepseek-r1", config_of("deepseek-r1") | OPERATORS, monkeypatch)
+    releases = {plain(r.inputs)["name"]: plain(r.inputs) for r in recorder.resources if r.typ.endswith(":Release")}
+    for name in ("kuberay", "keda"):
+        row = CATALOG.operators[name]
+        release = releases[row.release]
+        assert (release["chart"], release["version"], release["namespace"]) == (row.chart, row.version, row.namespace)
+        assert release["repositoryOpts"] == {"repo": row.repo}
+    (claim,) = [r for r in recorder.resources if r.typ == "kubernetes:core/v1:ConfigMap"]
+    assert plain(claim.inputs)["data"] == {"kuberay": "installed", "keda": "installed"}
+
+
+def test_an_operator_that_is_there_is_used_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster has one of two, by another's hand."""
+    kuberay = CATALOG.operators["kuberay"]
+    found = {"kuberay": operators.Installation(kuberay, "1.5.1", "ray-system", True, "workload")}
+    monkeypatch.setattr(program, "preflight", lambda *_: object())
+    monkeypatch.setattr(program.watch, "start", lambda *_: None)
+    monkeypatch.setattr(program.operators, "find_in", lambda *_: found)
+    monkeypatch.setattr(program.operators, "own_claims", lambda *_: {})
+    recorder = run_program("deepseek-r1", config_of("deepseek-r1") | OPERATORS, monkeypatch)
+    assert [plain(r.inputs)["name"] for r in recorder.resources if r.typ.endswith(":Release")] == ["keda"]
+    (claim,) = [r for r in recorder.resources if r.typ == "kubernetes:core/v1:ConfigMap"]
+    assert plain(claim.inputs)["data"] == {"kuberay": "used", "keda": "installed"}
+
+
+def test_shared_things_have_a_provider_that_takes_them_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace that other stacks use is found again by the stack that owns it."""
+    config = config_of("quickstart") | {"modelstacks:shared": '["namespace", "pool"]'}
+    recorder = run_program("quickstart", config, monkeypatch)
+    (provider,) = [r for r in recorder.resources if r.typ == "pulumi:providers:kubernetes" and r.name == "shared"]
+    assert plain(provider.inputs)["upsertExistingObjects"] in (True, "true")
+    adopted = {r.typ.rsplit(":", 1)[1] for r in objects(recorder) if "shared" in (r.provider or "")}
+    assert adopted == {"Namespace", "NodePool"}
+
+
+def test_machines_of_a_management_cluster_go_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cluster API's objects live where its controllers do."""
+    reference = {"apiVersion": "infrastructure.cluster.x-k8s.io/v1beta2", "kind": "AWSMachineTemplate", "name": "gpu"}
+    cloud = {
+        "kind": "cluster-api", "cluster": "demo", "infrastructure": reference,
+        "bootstrap": reference | {"kind": "KubeadmConfigTemplate"}, "managementContext": "mgmt",
+    }  # fmt: skip
+    config = config_of("quickstart") | {"modelstacks:cloud": json.dumps(cloud)}
+    recorder = run_program("quickstart", config, monkeypatch)
+    there = {r.typ.rsplit(":", 1)[1] for r in objects(recorder) if "management" in (r.provider or "")}
+    assert there == {"MachineDeployment"}
+    (provider,) = [r for r in recorder.resources if r.name == "management"]
+    assert plain(provider.inputs)["context"] == "mgmt"

@@ -1,0 +1,588 @@
+"""The doctor on a cluster that is well, and on that cluster with one thing broken after another."""
+
+import base64
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from modelstacks import render, spec
+from modelstacks.catalog import Catalog
+from modelstacks.cluster import access, doctor, operators, status
+from modelstacks.cluster.findings import Finding, quantity, tolerates
+from modelstacks.cluster.snapshot import Snapshot
+from modelstacks.plan import Plan, plan
+
+CATALOG = Catalog()
+Objects = dict[str, list[dict[str, Any]]]
+
+
+def decide(cloud: dict[str, Any] | None = None, **more: Any) -> Plan:
+    """A gated 8B model on one L4 of nodes that exist, or what `more` says."""
+    asked = {
+        "model": "llama-3.1-8b", "gpu": "l4", "acceptedLicense": "llama3.1", **more,
+        "cloud": cloud or {"kind": "existing"},
+    }  # fmt: skip
+    return plan(spec.parse(asked, CATALOG, source="test"), CATALOG, stack="test")
+
+
+def node(name: str, **labels: str) -> dict[str, Any]:
+    """A healthy node with one L4."""
+    resources = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "200Gi", "nvidia.com/gpu": "1", "pods": "110"}
+    return {
+        "metadata": {"name": name, "labels": {"nvidia.com/gpu.product": "NVIDIA-L4", **labels}},
+        "spec": {"taints": [{"key": "nvidia.com/gpu", "value": "true", "effect": "NoSchedule"}]},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "capacity": dict(resources),
+            "allocatable": dict(resources),
+        },
+    }
+
+
+def named(name: str, namespace: str | None = None, **rest: Any) -> dict[str, Any]:
+    """An object of a name, in a namespace or cluster-wide."""
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return {"metadata": metadata, **rest}
+
+
+def secret(name: str, **data: str) -> dict[str, Any]:
+    """A Secret of the stack's namespace."""
+    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return named(name, "test", type="Opaque", data=encoded)
+
+
+def workload(name: str, labels: dict[str, str], image: str, ready: int = 1) -> dict[str, Any]:
+    """A Deployment or DaemonSet of an operator."""
+    containers = [{"name": "main", "image": image}]
+    found = named(name, "ops", spec={"replicas": 1, "template": {"spec": {"containers": containers}}})
+    found["metadata"]["labels"] = labels
+    found["status"] = {"availableReplicas": ready, "numberReady": ready, "desiredNumberScheduled": 1}
+    return found
+
+
+def well() -> Objects:
+    """Everything of a cluster that the stack could run on."""
+    namespace = named("test")
+    namespace["metadata"]["labels"] = {"pod-security.kubernetes.io/enforce": "restricted"}
+    plugin = workload("nvdp", {"app.kubernetes.io/name": "nvidia-device-plugin"}, "x/k8s-device-plugin:v0.20.0")
+    collections: Objects = {name: [] for name in (
+        "pods", "events", "cluster_events", "quotas", "limits", "claims", "deployments", "replicasets",
+        "storageclasses", "validating_webhooks", "mutating_webhooks", "nodepools", "nodeclaims", "rayservices",
+        "deviceclasses",
+        "resourceslices", "endpointslices", "definitions", "helm_releases", "operator_claims", "priorityclasses",
+    )}  # fmt: skip
+    return collections | {
+        "nodes": [node("gpu-1"), node("gpu-2")],
+        "namespaces": [namespace],
+        "daemonsets": [plugin],
+        "secrets": [secret("hub-token", token="hf_abc")],
+    }
+
+
+def look(objects: Objects, decided: Plan | None = None, **more: Any) -> list[Finding]:
+    """The findings of one reading."""
+    decided = decided or decide()
+    snapshot = Snapshot(
+        "v1.34.1", "https://cluster", decided.namespace,
+        objects={name: tuple(found) for name, found in objects.items()}, **more,
+    )  # fmt: skip
+    return doctor.examine(snapshot, decided, render.render(decided, CATALOG), CATALOG)
+
+
+def serious(found: list[Finding]) -> list[Finding]:
+    return [one for one in found if one.level == "problem"]
+
+
+def test_a_cluster_that_is_well_has_no_problem() -> None:
+    """And says what it looked at."""
+    found = look(well())
+    assert not serious(found), [one.message for one in found]
+    assert any("Kubernetes v1.34.1" in one.message for one in found)
+
+
+def pod(**status_: Any) -> dict[str, Any]:
+    """The stack's pod."""
+    found = named("test-1", "test", spec={"nodeName": "gpu-1", "containers": []}, status=status_)
+    found["metadata"]["labels"] = {"app.kubernetes.io/instance": "test"}
+    return found
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return pod(phase="Pending", containerStatuses=[{"name": "server", "image": "a/b:c", "state": state}])
+
+
+def ended(code: int, reason: str, message: str = "") -> dict[str, Any]:
+    last = {"terminated": {"exitCode": code, "reason": reason, "message": message}}
+    return pod(phase="Running", containerStatuses=[{"name": "server", "state": {}, "lastState": last}])
+
+
+def event(kind: str, name: str, reason: str, message: str, component: str = "default-scheduler") -> dict[str, Any]:
+    return {
+        **named(f"{name}.1", "test"),
+        "involvedObject": {"kind": kind, "name": name},
+        "reason": reason, "message": message, "type": "Warning", "source": {"component": component},
+        "lastTimestamp": "2026-11-24T10:00:00Z",
+    }  # fmt: skip
+
+
+def _each_node(change: Callable[[dict[str, Any]], object]) -> Callable[[Objects], object]:
+    return lambda o: [change(n) for n in o["nodes"]]
+
+
+def _without_gpu(found: dict[str, Any]) -> None:
+    for amounts in ("allocatable", "capacity"):
+        found["status"][amounts].pop("nvidia.com/gpu")
+
+
+BREAKS: list[tuple[str, Callable[[Objects], object], str, str]] = [
+    # What is broken, how, what is said, what mends it.
+    ("no nodes", lambda o: o["nodes"].clear(), "none of 0 nodes carries an NVIDIA GPU", "cloud.kind"),
+    ("cordoned", _each_node(lambda n: n["spec"].update(unschedulable=True)), "is cordoned", "kubectl uncordon gpu-1"),
+    (
+        "not ready",
+        _each_node(
+            lambda n: n["status"].update(
+                conditions=[{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]
+            )
+        ),
+        "is not ready (NodeStatusUnknown)",
+        "kubectl describe node gpu-1",
+    ),
+    ("no plugin", _each_node(_without_gpu), "offers no nvidia.com/gpu", "device plugin"),
+    (
+        "sick GPUs",
+        _each_node(lambda n: n["status"]["allocatable"].update({"nvidia.com/gpu": "0"})),
+        "has 1 GPUs and offers none",
+        "device plugin",
+    ),
+    (
+        "a taint",
+        _each_node(lambda n: n["spec"]["taints"].append({"key": "sku", "value": "gpu", "effect": "NoSchedule"})),
+        "has the taint sku=gpu:NoSchedule",
+        "{key: sku, operator: Exists}",
+    ),
+    (
+        "disk pressure",
+        _each_node(lambda n: n["status"]["conditions"].append({"type": "DiskPressure", "status": "True"})),
+        "is under DiskPressure",
+        "kubectl describe",
+    ),
+    (
+        "no memory",
+        _each_node(lambda n: n["status"]["allocatable"].update(memory="4Gi")),
+        "offers 4 GiB memory, a pod asks for 10 GiB",
+        "larger nodes",
+    ),
+    (
+        "small disk",
+        _each_node(lambda n: n["status"]["allocatable"].update({"ephemeral-storage": "20Gi"})),
+        "offers 20 GiB ephemeral-storage",
+        "larger nodes",
+    ),
+    (
+        "time slices",
+        _each_node(lambda n: n["metadata"]["labels"].update({"nvidia.com/gpu.product": "NVIDIA-L4-SHARED"})),
+        "shared in time slices",
+        "whole GPUs",
+    ),
+    (
+        "MIG",
+        _each_node(lambda n: n["metadata"]["labels"].update({"nvidia.com/gpu.product": "NVIDIA-L4-MIG-1g.5gb"})),
+        "cut into MIG",
+        "whole GPUs",
+    ),
+    (
+        "other GPUs",
+        _each_node(lambda n: n["metadata"]["labels"].update({"nvidia.com/gpu.product": "NVIDIA-A10G"})),
+        "NVIDIA-A10G on 2 nodes",
+        "modelstacks plan test --gpu",
+    ),
+    (
+        "no labels",
+        _each_node(lambda n: n["metadata"]["labels"].pop("nvidia.com/gpu.product")),
+        "GPU Feature Discovery",
+        "operators: [gpu-operator]",
+    ),
+    (
+        "GPUs taken",
+        lambda o: o["pods"].extend(
+            named(
+                f"other-{n}",
+                "else",
+                spec={"nodeName": n, "containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
+                status={"phase": "Running"},
+            )
+            for n in ("gpu-1", "gpu-2")
+        ),
+        "has 0 of 1 nvidia.com/gpu free",
+        "spec.nodeName=gpu-1",
+    ),
+    ("no token", lambda o: o["secrets"].clear(), "there is no Secret hub-token", "modelstacks:hubToken"),
+    (
+        "token under another key",
+        lambda o: o.update(secrets=[secret("hub-token", HF_TOKEN="hf_x")]),
+        "holds HF_TOKEN and no key token",
+        "--from-literal=token=",
+    ),
+    (
+        "token with line break",
+        lambda o: o.update(secrets=[secret("hub-token", token="hf_x\n")]),
+        "ends in a blank or a line break",
+        "echo -n",
+    ),
+    ("empty token", lambda o: o.update(secrets=[secret("hub-token", token="")]), "is empty", "hubToken"),
+    (
+        "strict namespace is gone",
+        lambda o: o["namespaces"][0].update(status={"phase": "Terminating"}),
+        "is being deleted",
+        "kubectl get namespace",
+    ),
+    (
+        "foreign quota",
+        lambda o: o["quotas"].append(named("team", "test", spec={"hard": {"requests.nvidia.com/gpu": "0"}}, status={})),
+        "quota team allows 0 requests.nvidia.com/gpu",
+        "edit resourcequota team",
+    ),
+    (
+        "quota on limits",
+        lambda o: o["quotas"].append(named("team", "test", spec={"hard": {"limits.cpu": "10"}}, status={})),
+        "counts limits.cpu, which this stack's pods do not set",
+        "LimitRange",
+    ),
+    (
+        "limit range",
+        lambda o: o["limits"].append(
+            named("lr", "test", spec={"limits": [{"type": "Container", "max": {"memory": "2Gi"}}]})
+        ),
+        "LimitRange lr allows a container 2 GiB memory",
+        "edit limitrange lr",
+    ),
+    (
+        "webhook",
+        lambda o: o["validating_webhooks"].append(
+            named(
+                "guard",
+                webhooks=[
+                    {
+                        "name": "pods.guard.io",
+                        "clientConfig": {"service": {"name": "guard", "namespace": "guard"}},
+                        "rules": [{"resources": ["pods"], "operations": ["CREATE"]}],
+                    }
+                ],
+            )
+        ),
+        "nobody answers behind its Service guard/guard",
+        "-n guard get pods",
+    ),
+    (
+        "two plugins",
+        lambda o: o["deployments"].append(
+            workload(
+                "gpu-operator", {"app.kubernetes.io/component": "gpu-operator"}, "nvcr.io/nvidia/gpu-operator:v26.7.0"
+            )
+        ),
+        "hand out the same GPUs",
+        "helm uninstall",
+    ),
+    (
+        "image denied",
+        lambda o: (
+            o["pods"].append(waiting("ImagePullBackOff")),
+            o["events"].append(event("Pod", "test-1", "Failed", "failed to authorize: 401 Unauthorized", "kubelet")),
+        ),
+        "image a/b:c cannot be pulled: failed to authorize",
+        "imagePullSecret",
+    ),
+    (
+        "image limited",
+        lambda o: o["pods"].append(waiting("ErrImagePull", "429 Too Many Requests: toomanyrequests")),
+        "toomanyrequests",
+        "anonymous pulls",
+    ),
+    (
+        "bad config",
+        lambda o: o["pods"].append(waiting("CreateContainerConfigError", 'secret "x" not found')),
+        'secret "x" not found',
+        "describe pod",
+    ),
+    (
+        "out of host memory",
+        lambda o: o["pods"].append(ended(137, "OOMKilled")),
+        "memory, or /dev/shm, was not enough",
+        "--previous",
+    ),
+    (
+        "out of GPU memory",
+        lambda o: o["pods"].append(ended(1, "Error", "ValueError: No available memory for the cache blocks.")),
+        "GPU memory ran out",
+        "maxNumSeqs",
+    ),
+    (
+        "evicted",
+        lambda o: o["pods"].append(pod(phase="Failed", reason="Evicted", message="low on ephemeral-storage")),
+        "Evicted low on ephemeral-storage",
+        "delete pod test-1",
+    ),
+    (
+        "node vanished",
+        lambda o: (o["pods"].append(pod(phase="Running")), o["nodes"].pop(0)),
+        "was on node gpu-1, which is gone",
+        "--force",
+    ),
+    (
+        "refused by security",
+        lambda o: o["replicasets"].append(
+            {
+                **named("test-rs", "test"),
+                "metadata": {"name": "test-rs", "namespace": "test", "labels": {"app.kubernetes.io/instance": "test"}},
+                "status": {
+                    "conditions": [
+                        {
+                            "type": "ReplicaFailure",
+                            "status": "True",
+                            "message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+                        }
+                    ]
+                },
+            }
+        ),
+        "violates PodSecurity",
+        "pod-security.kubernetes.io/enforce",
+    ),
+]
+
+
+@pytest.mark.parametrize(("break_it", "says", "mends"), [row[1:] for row in BREAKS], ids=[row[0] for row in BREAKS])
+def test_one_broken_thing_is_named_with_its_mend(break_it: Callable[[Objects], object], says: str, mends: str) -> None:
+    """The problem in words and numbers, and the command."""
+    objects = copy.deepcopy(well())
+    break_it(objects)
+    found = serious(look(objects))
+    assert any(says in one.message for one in found), [one.message for one in look(objects)]
+    (one, *_) = [one for one in found if says in one.message]
+    assert one.mend is not None
+    assert mends in one.mend
+
+
+def test_one_bad_node_beside_good_ones_is_only_a_warning() -> None:
+    """What suffices is not a problem."""
+    objects = well()
+    objects["nodes"][0]["spec"]["unschedulable"] = True
+    found = look(objects)
+    assert not serious(found)
+    assert any("gpu-1 is cordoned; the other nodes suffice" in one.message for one in found)
+
+
+@pytest.mark.parametrize(
+    ("more", "break_it", "says"),
+    [
+        ({"weights": {"storageClass": "fast"}}, lambda o: None, "there is no StorageClass fast"),
+        ({"weights": {"claim": "w"}}, lambda o: None, "there is no PersistentVolumeClaim w"),
+        (
+            {"weights": {"claim": "w"}, "replicas": 2},
+            lambda o: o["claims"].append(
+                named("w", "test", spec={"accessModes": ["ReadWriteOnce"]}, status={"phase": "Bound"})
+            ),
+            "2 pods would share PersistentVolumeClaim w, which is ReadWriteOnce",
+        ),
+        (
+            {"weights": {"claim": "w"}},
+            lambda o: o["claims"].append(
+                named("w", "test", spec={"accessModes": ["ReadWriteOnce"]}, status={"phase": "Pending"})
+            ),
+            "PersistentVolumeClaim w is Pending",
+        ),
+        ({"imagePullSecret": "pull"}, lambda o: None, "there is no Secret pull"),
+        ({"imagePullSecret": "pull"}, lambda o: o["secrets"].append(secret("pull", a="b")), "is of type Opaque"),
+        ({"namespaceOwner": "other", "namespace": "team"}, lambda o: None, "namespace team does not exist"),
+    ],
+)
+def test_what_the_stack_names_must_be_there(more: dict[str, Any], break_it: Any, says: str) -> None:
+    """Storage, credentials and a namespace of another's."""
+    objects = well()
+    break_it(objects)
+    assert any(says in one.message for one in serious(look(objects, decide(**more))))
+
+
+def test_credentials_for_another_registry_are_noticed() -> None:
+    """The Secret is readable, and for other images."""
+    config = json.dumps({"auths": {"https://quay.io": {}}})
+    found = secret("pull", **{".dockerconfigjson": config}) | {"type": "kubernetes.io/dockerconfigjson"}
+    objects = well()
+    objects["secrets"].append(found)
+    said = [one.message for one in look(objects, decide(imagePullSecret="pull"))]
+    assert any("has credentials for quay.io, images come from docker.io" in text for text in said), said
+
+
+def test_kinds_that_are_not_served_name_what_brings_them() -> None:
+    """Karpenter on AWS, KubeRay by operator, and another version than ours."""
+    karpenter = decide({"kind": "karpenter-aws"})
+    missing = frozenset({("karpenter.sh/v1", "NodePool"), ("karpenter.k8s.aws/v1", "EC2NodeClass")})
+    found = look(well(), karpenter, missing_kinds=missing, versions={"karpenter.sh": ("v1beta1",)})
+    said = {one.message: one.mend or "" for one in serious(found) if one.check == "apis"}
+    assert "the cluster does not serve NodePool of karpenter.sh/v1; it serves karpenter.sh/v1beta1" in said
+    assert all("helm upgrade --install karpenter" in mend for mend in said.values())
+    ray = decide(model="deepseek-r1", gpu="h100-sxm", gpus=16, quantization="fp8", acceptedLicense="MIT")
+    found = look(well(), ray, missing_kinds=frozenset({("ray.io/v1", "RayService")}))
+    (one,) = [one for one in found if one.check == "apis"]
+    assert "operators: [kuberay]" in (one.mend or "")
+    assert any("kuberay is not there" in one.message for one in serious(found))
+
+
+def test_permissions_that_lack_are_grouped_by_verb() -> None:
+    """One line for each verb and place."""
+    denied = tuple(access.Denied("create", name, "", "test") for name in ("services", "secrets"))
+    (one,) = [f for f in serious(look(well(), denied=denied)) if f.check == "permissions"]
+    assert one.message == "this user may not create services, secrets in namespace test"
+    assert "kubectl auth can-i create services -n test" in (one.mend or "")
+
+
+def test_what_may_not_be_read_is_said() -> None:
+    """A check that saw nothing must not look like one that found nothing."""
+    objects = well()
+    del objects["nodes"]
+    found = look(objects, unreadable={"nodes": "forbidden"})
+    assert any("nodes may not be listed by this user" in one.message for one in found)
+
+
+def karpenter_pool(**status_: Any) -> dict[str, Any]:
+    return named("test", spec={"limits": {"nvidia.com/gpu": "1"}}, status=status_)
+
+
+@pytest.mark.parametrize(
+    ("claim", "says", "mends"),
+    [
+        ({"type": "Initialized", "status": "Unknown", "reason": "ResourceNotRegistered",
+          "message": 'Resource "nvidia.com/gpu" was requested but not registered'}, "its device plugin does not run",
+         "operators: [nvidia-device-plugin]"),
+        ({"type": "Initialized", "status": "Unknown", "reason": "StartupTaintsExist",
+          "message": 'StartupTaint "a=b:NoSchedule" still exists'}, "nobody takes it off", "cloud.startupTaints"),
+    ],
+)  # fmt: skip
+def test_a_node_claim_that_is_stuck_says_where(claim: dict[str, str], says: str, mends: str) -> None:
+    """Karpenter's own reason, and what it means here."""
+    objects = well()
+    found = named("test-abc", status={"conditions": [
+        {"type": "Launched", "status": "True"}, {"type": "Registered", "status": "True"}, claim,
+    ]})  # fmt: skip
+    found["metadata"]["labels"] = {"karpenter.sh/nodepool": "test"}
+    objects["nodeclaims"].append(found)
+    problems = serious(look(objects, decide({"kind": "karpenter-aws"})))
+    (one,) = [p for p in problems if says in p.message]
+    assert mends in (one.mend or "")
+
+
+def test_a_cloud_without_capacity_is_named() -> None:
+    """Karpenter deletes the claim at once, so only its event tells."""
+    objects = well()
+    message = "NodeClaim test-xyz event: all requested instance types were unavailable during launch"
+    objects["cluster_events"].append(
+        {**event("NodeClaim", "test-xyz", "InsufficientCapacityError", message), "count": 7}
+    )
+    (one,) = [p for p in serious(look(objects, decide({"kind": "karpenter-aws"}))) if p.check == "pool"]
+    assert "the cloud has no g6.xlarge to give (7 tries): all requested instance types" in one.message
+    assert "cloud.capacity" in (one.mend or "")
+
+
+def test_a_pool_object_that_does_not_work_says_its_own_reason() -> None:
+    """Conditions of NodePool and node class as they are."""
+    decided = decide({"kind": "karpenter-aws"})
+    conditions = [{"type": "SubnetsReady", "status": "False", "reason": "SubnetsNotFound", "message": "no subnets"}]
+    own = {("EC2NodeClass", "test"): named("test", status={"conditions": conditions})}
+    found = serious(look(well(), decided, own=own))
+    assert any(one.message == "EC2NodeClass test: SubnetsReady is false: no subnets" for one in found)
+
+
+def test_claims_need_their_driver() -> None:
+    """Dynamic Resource Allocation: the API, the class and the slices."""
+    decided = decide({"kind": "existing", "gpuAllocation": "dra"})
+    objects = well()
+    assert any("no DeviceClass gpu.nvidia.com" in one.message for one in serious(look(objects, decided)))
+    objects["deviceclasses"].append(named("gpu.nvidia.com"))
+    assert any("no ResourceSlice" in one.message for one in serious(look(objects, decided)))
+    del objects["deviceclasses"]
+    assert any("does not serve resource.k8s.io/v1" in one.message for one in serious(look(objects, decided)))
+
+
+def test_an_operator_has_one_owner() -> None:
+    """Installed by the first stack, used by the second, kept by the first at its next up."""
+    kuberay = CATALOG.operators["kuberay"]
+    (first,) = operators.decide([kuberay], {}, {})
+    assert first.installs
+    there = {"kuberay": operators.Installation(kuberay, "1.5.1", "ray-system", True, "workload")}
+    (second,) = operators.decide([kuberay], there, {})
+    assert not second.installs
+    claim = operators.claim("first", "first", [first], {})
+    (again,) = operators.decide([kuberay], there, claim["data"])
+    assert again.installs, "its own release stays in its state"
+    both = operators.claims([claim, operators.claim("second", "second", [second], {})])
+    assert both == {"kuberay": ["first/first (installed)", "second/second (used)"]}
+
+
+@pytest.mark.parametrize("name", CATALOG.operators)
+def test_an_operator_is_found_however_it_came(name: str) -> None:
+    """By its workload's labels, or by its Helm release."""
+    row = CATALOG.operators[name]
+    lists: dict[str, Any] = {"deployments": [], "daemonsets": [], "releases": [], "definitions": []}
+    assert name not in operators.find([row], **lists)
+    for described in row.workloads:
+        found = workload("x", dict(described.labels), "registry/x:v1.2.3")
+        key = "deployments" if described.kind == "Deployment" else "daemonsets"
+        installation = operators.find([row], **{**lists, key: [found]})[name]
+        assert (installation.version, installation.by) == ("1.2.3", "workload")
+    release = named("sh.helm.release.v1.x.v1", "ops")
+    release["metadata"]["labels"] = {"name": row.release, "owner": "helm"}
+    assert operators.find([row], **{**lists, "releases": [release]})[name].by == "Helm release"
+
+
+def test_status_counts_what_runs() -> None:
+    """Replicas, pods and nodes beside the plan."""
+    decided = decide({"kind": "kwok"}, replicas=2)
+    objects = well()
+    objects["nodes"][0]["metadata"]["labels"]["modelstacks.dev/pool"] = "test"
+    ready = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    stuck = pod(phase="Pending", conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}])
+    stuck["metadata"]["name"] = "test-2"
+    objects["pods"] += [ready, stuck]
+    live = named("test", "test", kind="Deployment", status={"readyReplicas": 1})
+    manifests = render.render(decided, CATALOG)
+    snapshot = Snapshot(
+        "v1.34.1", "https://cluster", "test", objects={k: tuple(v) for k, v in objects.items()},
+        own={("Deployment", "test"): live},
+    )  # fmt: skip
+    found = status.status(snapshot, decided, manifests, [])
+    assert (found.deployed, found.ready_replicas, found.replicas, found.healthy) == (True, 1, 2, False)
+    assert [(line.name, line.state, line.ready) for line in found.pods] == [
+        ("test-1", "Running", True), ("test-2", "Unschedulable", False),
+    ]  # fmt: skip
+    assert (len(found.nodes), found.gpu_limit) == (1, 2)
+    assert found.usd_per_hour == pytest.approx(0.8048)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500m", 0.5), ("16Gi", 16 * 2**30), ("1", 1.0), ("2k", 2000.0), ("1e3", 1000.0), ("0", 0.0), (3, 3.0)],
+)
+def test_quantities_are_read_as_kubernetes_has_them(text: object, number: float) -> None:
+    assert quantity(text) == number
+
+
+@pytest.mark.parametrize(
+    ("toleration", "taint", "holds"),
+    [
+        ({"operator": "Exists"}, {"key": "a", "effect": "NoSchedule"}, True),
+        ({"key": "a", "operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoExecute"}, True),
+        ({"key": "a", "operator": "Exists", "effect": "NoSchedule"}, {"key": "a", "effect": "NoExecute"}, False),
+        ({"key": "a", "value": "b"}, {"key": "a", "value": "b", "effect": "NoSchedule"}, True),
+        ({"key": "a", "value": "c"}, {"key": "a", "value": "b", "effect": "NoSchedule"}, False),
+        ({"key": "z", "operator": "Exists"}, {"key": "a", "effect": "PreferNoSchedule"}, True),
+    ],
+)
+def test_tolerations_meet_taints_as_the_scheduler_has_it(
+    toleration: dict[str, str], taint: dict[str, str], holds: bool
+) -> None:
+    assert tolerates([toleration], taint) == holds
