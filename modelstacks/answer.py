@@ -27,6 +27,7 @@ def answer(plan: Plan) -> dict[str, Any]:
         "tensor_parallel": topology.tensor_parallel,
         "pipeline_parallel": topology.pipeline_parallel,
         "replicas": plan.spec.replicas,
+        "replicas_at_most": plan.spec.replicas_at_most,
         "quantization": choice.quantization,
         "checkpoint": plan.checkpoint.repo if plan.checkpoint is not None else None,
         "revision": plan.checkpoint.revision if plan.checkpoint is not None else None,
@@ -148,6 +149,8 @@ def options(choice: Choice, plan: Plan) -> dict[str, Any]:
         "loraModules": dict(spec.lora_modules) or None,
         "engineVersion": spec.engine_version,
         "cloud": spec.cloud.model_dump(mode="json", by_alias=True, exclude_unset=True) if spec.cloud else None,
+        "autoscale": spec.autoscale.model_dump(by_alias=True, exclude_unset=True) if spec.autoscale else None,
+        "replicas": spec.replicas if spec.autoscale is None else None,
     }
     return {key: value for key, value in asked.items() if value is not None} | {
         "model": choice.model.id,
@@ -159,7 +162,6 @@ def options(choice: Choice, plan: Plan) -> dict[str, Any]:
         "kvCacheDtype": choice.load.kv_cache_dtype,
         "context": choice.load.context,
         "concurrency": choice.load.concurrency,
-        "replicas": plan.spec.replicas,
         "engine": choice.engine,
     }
 

@@ -69,9 +69,15 @@ def market(cloud: CloudSpec | None, catalog: Catalog) -> Market:
     if cloud is None:
         return Market()
     kind = catalog.clouds[cloud.kind]
+    seller = cloud.machines_of or kind.prices_of
+    region = cloudspec.region_of(cloud, kind, catalog)
+    # Zones alone ask for no region's price: where none is known there, another region's is an estimate, and said to be.
+    if cloud.region is None and region is not None:
+        known = {p.region for machine in catalog.machines if machine.cloud == seller for p in machine.prices}
+        region = region if region in known else None
     return Market(
-        cloud.machines_of or kind.prices_of,
-        cloudspec.region_of(cloud, kind, catalog),
+        seller,
+        region,
         orderable=kind.makes_nodes,
         machine=cloud.machine,
         ways=tuple(capacity.way for capacity in cloud.capacity) if kind.makes_nodes and not kind.simulated else (),

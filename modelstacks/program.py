@@ -276,6 +276,9 @@ def decide_operators(decided: Plan, catalog: Catalog, live: Cluster | None) -> l
     asked = [catalog.operators[name] for name in decided.spec.operators]
     if not asked:
         return []
+    if decided.cloud is not None and decided.cloud.simulated:
+        pulumi.log.info(f"simulated nodes need no {', '.join(decided.spec.operators)}: nothing is installed")
+        return []
     if live is None:
         pulumi.log.warn(f"the cluster was not asked which of {', '.join(decided.spec.operators)} it has")
         return operators.decide(asked, {}, {})

@@ -47,6 +47,14 @@ class WeightsSpec(Section):
     storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
 
 
+class AutoscaleSpec(Section):
+    """Replicas between two counts, by requests in flight as Prometheus counts them."""
+
+    min: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)] = 1
+    max: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)]
+    prometheus: Annotated[Word, Field(pattern=r"^https?://\S+$")] = "http://prometheus-operated.monitoring.svc:9090"
+
+
 class PreferSpec(Section):
     """What an open choice is made from, in this order of worth: types and formats that are not named are left out."""
 
@@ -71,6 +79,7 @@ class StackSpec(Section):
     context: Annotated[Tokens, Field(ge=2)] | None = None
     concurrency: Count | None = None
     replicas: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1000)] = 1
+    autoscale: AutoscaleSpec | None = None
     engine: Word | None = None
     engine_version: Word | None = None
     text_only: bool = False
@@ -96,7 +105,7 @@ class StackSpec(Section):
     @property
     def replicas_at_most(self) -> int:
         """Replicas that may run at once; roll-outs take the old pod away before the new one comes, so none on top."""
-        return self.replicas
+        return self.replicas if self.autoscale is None else self.autoscale.max
 
 
 KEYS = tuple(camel(name) for name in StackSpec.model_fields)
@@ -118,7 +127,8 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
         problems += _contradictions(spec, catalog)
     if problems or spec is None:
         raise BadInput(_unique(problems), source=source, next_step="correct the values named above and run again")
-    return spec
+    # Everything that is planned for now is planned for the least there may be.
+    return spec if spec.autoscale is None else spec.model_copy(update={"replicas": spec.autoscale.min})
 
 
 def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
@@ -171,6 +181,13 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         asked = gpus or (tensor * (pipeline or 1) if tensor is not None else None)
         problems += cloudspec.problems(spec.cloud, catalog, gpu=spec.gpu, gpus=asked)
     problems += _operators(spec, catalog)
+    scale = spec.autoscale
+    if scale is not None and scale.max < scale.min:
+        text = f"max {scale.max} is below min {scale.min}"
+        problems.append(Problem(key_path("autoscale"), text, scale.max, f"{scale.min} or more"))
+    if scale is not None and "replicas" in spec.model_fields_set:
+        text = "is set, and autoscale decides the replicas"
+        problems.append(Problem(key_path("replicas"), text, spec.replicas, "one of the two"))
     if spec.namespace_owner is not None and spec.namespace is None:
         text = f"{spec.namespace_owner} owns a namespace, and namespace does not say which"
         problems.append(Problem(key_path("namespace"), text))
@@ -270,7 +287,7 @@ def _problem(detail: Any) -> Problem:
 def _section(steps: list[str]) -> type[Section]:
     """The part of the stack file that a key stands in."""
     sections: dict[str, type[Section]] = {
-        "": StackSpec, "cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec,
+        "": StackSpec, "autoscale": AutoscaleSpec, "cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec,
         "cloud.capacity": Capacity, "cloud.tolerations": Toleration, "cloud.startupTaints": Taint,
         "cloud.infrastructure": ObjectRef, "cloud.bootstrap": ObjectRef,
     }  # fmt: skip

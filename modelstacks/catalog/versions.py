@@ -98,6 +98,8 @@ class EngineForm(Row):
     home: str
     port: int = Field(ge=1, le=65535)
     health_path: str
+    # Gauges whose sum is the requests in flight of one server.
+    in_flight: tuple[str, ...] = ()
     drain_s: int = Field(ge=0)
     init_s: PositiveInt
     gpu_memory_utilization: float = Field(gt=0, le=1)

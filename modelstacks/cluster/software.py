@@ -27,8 +27,10 @@ def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Fin
     found = _both(there)
     if plan is None:
         return found + [_unused(snapshot, one) for one in there.values() if _is_unused(snapshot, one)]
-    needed = set(plan.spec.operators) | ({"kuberay"} if plan.tier_form.form == "ray" else set())
     simulated = plan.cloud is not None and plan.cloud.simulated
+    needed = set(plan.spec.operators) if not simulated else set()
+    needed |= {"kuberay"} if plan.tier_form.form == "ray" else set()
+    needed |= {"keda"} if plan.spec.autoscale is not None and not simulated else set()
     for name in sorted(needed):
         row, installed = catalog.operators[name], there.get(name)
         if installed is None:

@@ -6,10 +6,12 @@ import datetime
 import math
 from dataclasses import replace
 
-from modelstacks import podsize, pool, price
+from modelstacks import cloudspec, podsize, pool, price
 from modelstacks.catalog import Catalog, CloudKind, EngineForm, Fabric, Model
+from modelstacks.catalog.hardware import ANYWHERE
 from modelstacks.catalog.versions import NATIVE_FP8, version_key
 from modelstacks.errors import BadInput, Problem
+from modelstacks.fields import key_path
 from modelstacks.plan import choose
 from modelstacks.plan.check import Checked, estimate, load_cache, timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
@@ -50,6 +52,10 @@ def plan(
         decided = replace(decided, cost=nothing)
 
     plan = _plan(spec, catalog, stack, decided)
+    if spec.autoscale is not None and plan.nodes_per_replica > 1:
+        text = "is for replicas on one node: each replica of the Ray tier is a Ray cluster of its own"
+        problem = Problem(key_path("autoscale"), text, None, "modelstacks:replicas")
+        raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
     plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan)))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
@@ -57,7 +63,7 @@ def plan(
     else:
         plan = replace(plan, warnings=(*plan.warnings, *(refusal.message for refusal in policy)))
     shipped = catalog.engine_form(decided.choice.engine, decided.choice.tier)
-    warnings = (*plan.warnings, *_warnings(plan, shipped, today))
+    warnings = (*plan.warnings, *_warnings(plan, shipped, today, catalog))
     reasons = _reasons(spec, checked, decided) if chosen else ()
     narrower = choose.cheaper_and_narrower(chosen, spec, catalog, market) if chosen and thorough else None
     if narrower is not None:
@@ -203,7 +209,7 @@ def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]
     return refusals
 
 
-def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | None) -> list[str]:
+def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | None, catalog: Catalog) -> list[str]:
     choice, cost = plan.choice, plan.cost
     form, gpu = choice.form, choice.gpu
     warnings = []
@@ -229,6 +235,15 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
     if held > plan.gpus and plan.spec.replicas:
         warnings.append(f"{held - plan.gpus} of {held} GPUs paid for stay idle: {_machine(plan)} is rented whole")
     warnings += _pool_warnings(plan)
+    if plan.spec.autoscale is not None:
+        warnings.append(
+            f"autoscaling needs KEDA (operators: [keda]) and a Prometheus at {plan.spec.autoscale.prometheus} that "
+            f"reads the servers' /metrics; the price above is that of {plan.spec.replicas}, the budget that of "
+            f"{plan.spec.replicas_at_most} replicas"
+        )
+    region = cloudspec.region_of(plan.spec.cloud, plan.cloud, catalog) if plan.spec.cloud and plan.cloud else None
+    if region is not None and cost.price is not None and cost.price.region not in (region, ANYWHERE):
+        warnings.append(f"no price of {_machine(plan)} in {region} is known: that of {cost.price.region} is taken")
     if choice.quantization in choice.model.quantize_at_load:
         origin = choice.model.quantize_at_load[choice.quantization]
         warnings.append(f"no {choice.quantization} checkpoint is published: made from {origin} while loading")

@@ -21,7 +21,7 @@ from modelstacks.render.values import context_of, form_of
 _KIND_ORDER = (
     "Namespace", "EC2NodeClass", "AKSNodeClass", "NodePool", "ComputeClass", "MachineDeployment", "PriorityClass",
     "ResourceQuota", "ServiceAccount", "Secret", "ConfigMap", "NetworkPolicy", "Service", "PodDisruptionBudget",
-    "ResourceClaimTemplate", "Deployment", "RayService",
+    "ResourceClaimTemplate", "Deployment", "RayService", "ScaledObject",
 )  # fmt: skip
 
 
@@ -83,6 +83,8 @@ def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
         parts.append("resourcequota")
     if context["resource_claims"]:
         parts.append("resourceclaimtemplate")
+    if context["autoscale"] is not None:
+        parts.append("scaledobject")
     if context["spare"] is not None:
         parts.append("warmspare")
     return parts

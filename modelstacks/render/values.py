@@ -51,6 +51,7 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "pod_labels": selector,
         "worker_labels": selector | plan.tier_form.worker_labels,
         "replicas": spec.replicas,
+        "autoscale": _autoscale(plan),
         "several_nodes": plan.nodes_per_replica > 1,
         "workers": nodes,
         "checkpoint": checkpoint,
@@ -126,6 +127,28 @@ def _asked_flags(plan: Plan) -> tuple[str, ...]:
     if spec.lora_modules:
         flags += ["--lora-modules", *(f"{name}={source}" for name, source in spec.lora_modules.items())]
     return tuple(flags)
+
+
+def _autoscale(plan: Plan) -> dict[str, Any] | None:
+    """What scales a Deployment: the requests that a replica is good for, and the time that one takes to load."""
+    scale = plan.spec.autoscale
+    # Simulated servers have no metrics, and nothing there would read them.
+    if scale is None or (plan.cloud is not None and plan.cloud.simulated):
+        return None
+    selector = f'{{namespace="{plan.namespace}", pod=~"{plan.name}-.*"}}'
+    good_for = plan.throughput.concurrency if plan.throughput is not None else int(plan.memory.max_concurrency_low)
+    load_s = plan.timeouts.download_s + plan.timeouts.load_s
+    return {
+        "min": scale.min,
+        "max": scale.max,
+        "prometheus": scale.prometheus,
+        "query": " + ".join(f"sum({gauge}{selector})" for gauge in form_of(plan).in_flight),
+        # Another replica is on its way before the ones that serve are full.
+        "threshold": str(max(1, int(0.8 * good_for))),
+        # The longest that the HPA's policies may look back is half an hour.
+        "load_s": min(load_s, 1800),
+        "calm_s": min(max(600, 2 * load_s), 3600),
+    }
 
 
 def _container_security(plan: Plan) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelstacks import documents, render, stackfile
+from modelstacks import documents, render, spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.cluster.connection import Cluster, Kind, Manifest
 from modelstacks.cluster.nodes import pod_templates
@@ -174,6 +174,25 @@ def _admit(cluster: Cluster, template: Manifest, namespace: str, seen: set[str])
         seen.add(key)
         path = cluster.path(Kind("v1", "Pod"), namespace)
         cluster.request("POST", path, {"dryRun": "All", "fieldValidation": "Strict"}, pod)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tgi"])
+def test_an_autoscaled_stack_is_accepted(engine: str, served: Cluster, running: Checkout) -> None:
+    """KEDA's own definition, and a Deployment that leaves its replicas to it."""
+    overlay = {"cloud": {"kind": "existing"}, "engine": engine, "autoscale": {"min": 2, "max": 4}, "replicas": None}
+    if engine == "tgi":
+        overlay["quantization"] = "bf16"
+        overlay["gpu"] = "l40s"
+    path = stackfile.stack_file(ROOT, "llama-3.1-8b")
+    values = {k: v for k, v in {**stackfile.stack_values(path), **overlay}.items() if v is not None}
+    decided = plan(spec.parse(values, CATALOG, source="test"), CATALOG, stack="llama-3.1-8b", thorough=False)
+    assert decided.runs, decided.refusal_lines
+    manifests = {m["kind"]: m for m in render.render(decided, CATALOG)}
+    assert "replicas" not in manifests["Deployment"]["spec"]
+    running.kubectl("create", "namespace", f"trial-scaled-{engine}")
+    for kind in ("ScaledObject", "Deployment"):
+        served.apply(_placed(manifests[kind], f"trial-scaled-{engine}"), "trial", dry_run=True)
+    running.kubectl("delete", "namespace", f"trial-scaled-{engine}", "--wait=false")
 
 
 def test_pools_pass_the_rules_of_the_aws_build_too(

@@ -154,6 +154,37 @@ def test_a_pool_may_hold_what_the_replicas_use_and_no_more(
     assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": str(most)}
 
 
+def test_limits_follow_the_most_that_an_autoscaler_may_ask_for() -> None:
+    """The price is that of the least, the limit and the budget that of the most."""
+    decided = decide({"kind": "karpenter-aws"}, autoscale={"min": 1, "max": 4}, budgetUsdPerMonth=2000)
+    by_kind = {m["kind"]: m for m in render.render(decided, CATALOG)}
+    assert by_kind["NodePool"]["spec"]["limits"] == {"nvidia.com/gpu": "4"}
+    assert by_kind["ResourceQuota"]["spec"]["hard"] == {"requests.nvidia.com/gpu": "4"}
+    assert "replicas" not in by_kind["Deployment"]["spec"]
+    scaled = by_kind["ScaledObject"]["spec"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (1, 4)
+    assert scaled["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
+    assert scaled["cooldownPeriod"] > decided.timeouts.load_s
+    assert decided.cost.usd_per_hour == pytest.approx(0.8048)
+    (refusal,) = decided.refusals
+    assert refusal.need == pytest.approx(4 * 0.8048 * 730, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"autoscale": {"min": 3, "max": 2}}, "max 2 is below min 3"),
+        ({"autoscale": {"max": 2}, "replicas": 1}, "autoscale decides the replicas"),
+        ({"autoscale": {"max": 2, "prometheus": "here"}}, "prometheus"),
+        ({"autoscale": {"maximum": 2}}, "did you mean max"),
+    ],
+)
+def test_an_autoscaler_that_cannot_be_is_named(more: dict[str, Any], says: str) -> None:
+    """Contradicting counts, and an address that is none."""
+    with pytest.raises(BadInput, match=says):
+        decide({"kind": "karpenter-aws"}, **more)
+
+
 def test_the_budget_is_checked_against_what_may_be_bought() -> None:
     """Not against today's machines: two pools, a spare or a wide limit may hold more."""
     fine = decide({"kind": "karpenter-aws"}, budgetUsdPerMonth=600)
@@ -164,6 +195,14 @@ def test_the_budget_is_checked_against_what_may_be_bought() -> None:
         assert refusal.code == "over-budget"
         assert "may buy up to 2 × g6.xlarge" in refusal.message
         assert refusal.need == pytest.approx(2 * 0.8048 * 730, abs=0.01)
+
+
+def test_zones_without_a_price_take_another_regions_and_say_so() -> None:
+    """An estimate is better than none, and a region that was asked for stays unknown."""
+    decided = decide({"kind": "karpenter-aws", "zones": ["us-west-2a"]})
+    assert decided.cost.usd_per_hour == pytest.approx(0.8048)
+    assert any("in us-west-2 is known: that of us-east-1 is taken" in warning for warning in decided.warnings)
+    assert decide({"kind": "karpenter-aws", "region": "us-west-2"}).cost.usd_per_hour is None
 
 
 def test_a_machine_that_is_not_sold_on_demand_is_bought_as_it_is_sold() -> None:
