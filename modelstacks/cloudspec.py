@@ -163,6 +163,12 @@ def problems(cloud: CloudSpec, catalog: Catalog, *, gpu: str | None, gpus: int |
         for option, row in kind.options.items()
         if row.required and option not in given
     ]
+    for option, row in kind.options.items():
+        value = given.get(option)
+        if row.allowed is not None and isinstance(value, str) and value not in row.allowed:
+            near = nearest(value, row.allowed)
+            text = f"{value!r} is not known"
+            found.append(Problem(key_path(f"cloud.{option}"), text, value, ", ".join(row.allowed), near))
     found += _places(cloud, kind, catalog)
     found += _ways(cloud, kind)
     found += _machine(cloud, kind, catalog, gpu=gpu, gpus=gpus)

@@ -20,6 +20,9 @@ from modelstacks.plan import Plan
 # Nodes that come take longer than this, and until then there is nothing to say.
 _FIRST_S = 20.0
 _EVERY_S = 10.0
+# Later it reads more rarely: a large cluster has much to list, and what is wrong was said early.
+_SLOWER = 1.3
+_AT_MOST_S = 60.0
 _WORTH_SAYING = ("pool", "nodes", "workload", "pods", "quota", "operators", "gpu-software", "webhooks")
 
 
@@ -30,6 +33,7 @@ def start(decided: Plan, manifests: list[Manifest], catalog: Catalog, say: Calla
     def watch() -> None:
         said: set[str] = set()
         before: set[str] = set()
+        pause_s = _EVERY_S
         time.sleep(_FIRST_S)
         while True:
             now = _problems(decided, manifests, catalog)
@@ -40,7 +44,8 @@ def start(decided: Plan, manifests: list[Manifest], catalog: Catalog, say: Calla
                 except RuntimeError:  # the program has ended
                     return
             before = set(now)
-            time.sleep(_EVERY_S)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * _SLOWER, _AT_MOST_S)
 
     threading.Thread(target=watch, name="modelstacks-watch", daemon=True).start()
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from modelstacks.cluster.connection import ApiError, Cluster, Manifest, group_of
 from modelstacks.errors import ClusterError, listed
 
+_AT_ONCE = 8
 # What `pulumi up` and later `pulumi destroy` do to every object.
 VERBS = ("get", "create", "patch", "delete")
 
@@ -74,12 +76,10 @@ def denied(cluster: Cluster, manifests: Iterable[Manifest]) -> list[Denied]:
         plural = served_plural(cluster, manifest["apiVersion"], manifest["kind"])
         if plural is not None:
             asked[group_of(manifest["apiVersion"]), plural, manifest["metadata"].get("namespace")] = None
-    found = []
-    for group, plural, namespace in asked:
-        for verb in VERBS:
-            if not may(cluster, verb, plural, group, namespace):
-                found.append(Denied(verb, plural, group, namespace))
-    return found
+    questions = [Denied(verb, plural, group, space) for group, plural, space in asked for verb in VERBS]
+    with ThreadPoolExecutor(_AT_ONCE) as at_once:
+        allowed = at_once.map(lambda q: may(cluster, q.verb, q.resource, q.group, q.namespace), questions)
+        return [question for question, granted in zip(questions, allowed, strict=True) if not granted]
 
 
 def may(cluster: Cluster, verb: str, plural: str, group: str, namespace: str | None) -> bool:

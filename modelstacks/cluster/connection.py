@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
+_METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 # Seconds to connect, seconds to answer: a large apply through admission webhooks may take its 30 s.
 _REQUEST_TIMEOUT_S: Final = (5.0, 60.0)
 
@@ -144,11 +145,12 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Manifest:
         """The API server's answer as data. Raises ApiError or UnreachableError."""
         from kubernetes.client.exceptions import ApiException
 
-        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {})
+        headers = {"Accept": accept} | ({"Content-Type": content_type} if body is not None else {})
         # JSON is YAML, so one encoding serves apply patches as well.
         payload = None if body is None else (json.dumps(body) if content_type == _APPLY else body)
         try:
@@ -219,10 +221,13 @@ class Cluster:
         found: list[Manifest] = self.request("GET", self.path(kind, namespace), query)["items"]
         return found
 
-    def everywhere(self, kind: Kind, **query: str) -> list[Manifest]:
-        """The objects of one kind in all namespaces; queries as in `items`."""
+    def everywhere(self, kind: Kind, *, names_only: bool = False, **query: str) -> list[Manifest]:
+        """The objects of one kind in all namespaces; queries as in `items`. `names_only`: nothing but metadata."""
         plural, _ = self._resource(kind)
-        found: list[Manifest] = self.request("GET", f"{_root(kind.api_version)}/{plural}", query)["items"]
+        accept = _METADATA if names_only else "application/json"
+        path = f"{_root(kind.api_version)}/{plural}"
+        # An empty list of metadata comes as null.
+        found: list[Manifest] = self.request("GET", path, query, accept=accept)["items"] or []
         return found
 
     def apply(self, obj: Manifest, manager: str, *, dry_run: bool = False, force: bool = False) -> Manifest:

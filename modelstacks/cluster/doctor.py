@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 from modelstacks.catalog import Catalog
 from modelstacks.cluster import access, namespace, nodes, pods, pool, software
@@ -24,19 +25,29 @@ def look(cluster: Cluster, plan: Plan | None, manifests: list[Manifest], catalog
 
 def examine(snapshot: Snapshot, plan: Plan | None, manifests: list[Manifest], catalog: Catalog) -> list[Finding]:
     """Every finding of one reading, problems first."""
-    found = [*_version(snapshot), *_readable(snapshot), *software.examine(snapshot, plan, catalog)]
+    found = [*_version(snapshot), *_readable(snapshot)]
+    found += _checked("operators", lambda: software.examine(snapshot, plan, catalog))
     if plan is None:
-        return in_order([*found, *nodes.overview(snapshot)])
+        return in_order([*found, *_checked("nodes", lambda: nodes.overview(snapshot))])
     wanted = nodes.needs(manifests)
     found += _permissions(snapshot)
     found += pool.unserved(snapshot, plan, manifests, catalog)
-    found += namespace.examine(snapshot, plan, manifests, wanted)
-    found += pool.examine(snapshot, plan, manifests, wanted)
+    found += _checked("namespace", lambda: namespace.examine(snapshot, plan, manifests, wanted))
+    found += _checked("pool", lambda: pool.examine(snapshot, plan, manifests, wanted))
     # Nodes that a pool makes need not be there beforehand.
     if plan.pool is None and (plan.cloud is None or not plan.cloud.makes_nodes):
-        found += nodes.examine(snapshot, plan, wanted)
-    found += pods.examine(snapshot, plan)
+        found += _checked("nodes", lambda: nodes.examine(snapshot, plan, wanted))
+    found += _checked("pods", lambda: pods.examine(snapshot, plan))
     return in_order(found)
+
+
+def _checked(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """One check; an object that is not as Kubernetes makes them ends this check alone, and is said to."""
+    try:
+        return check()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        text = f"this check could not read an object of the cluster ({type(error).__name__}: {error})"
+        return [warning(name, text, "report it with the output of --json")]
 
 
 def unreachable(error: ClusterError) -> Finding:

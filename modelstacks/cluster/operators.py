@@ -89,10 +89,9 @@ def find(
 def find_in(cluster: Cluster, operators: Iterable[Operator]) -> dict[str, Installation]:
     """`find` on a live cluster; what may not be read counts as not there."""
 
-    def read(api_version: str, kind: str, **query: str) -> list[Manifest]:
+    def read(api_version: str, kind: str, *, names_only: bool = False, **query: str) -> list[Manifest]:
         try:
-            wanted = Kind(api_version, kind)
-            return cluster.everywhere(wanted, **query)
+            return cluster.everywhere(Kind(api_version, kind), names_only=names_only, **query)
         except (ApiError, KindNotFoundError):
             return []
 
@@ -100,8 +99,10 @@ def find_in(cluster: Cluster, operators: Iterable[Operator]) -> dict[str, Instal
         operators,
         deployments=read("apps/v1", "Deployment"),
         daemonsets=read("apps/v1", "DaemonSet"),
-        releases=read("v1", "Secret", labelSelector="owner=helm,status=deployed"),
-        definitions=[d["metadata"]["name"] for d in read("apiextensions.k8s.io/v1", "CustomResourceDefinition")],
+        releases=read("v1", "Secret", names_only=True, labelSelector="owner=helm,status=deployed"),
+        definitions=[
+            d["metadata"]["name"] for d in read("apiextensions.k8s.io/v1", "CustomResourceDefinition", names_only=True)
+        ],
     )
 
 

@@ -39,6 +39,7 @@ _COLLECTIONS: dict[str, tuple[str, str, bool]] = {
     "operator_claims": ("v1", "ConfigMap", False),
 }
 # Of some, only those with a label are wanted: the rest is large, or none of our business.
+_NAMES_ONLY = ("definitions", "helm_releases")
 _SELECTED = {"helm_releases": "owner=helm,status=deployed", "operator_claims": "modelstacks.dev/claims=operators"}
 # Objects of pools that are looked up by name, since their kinds differ from cloud to cloud.
 _AT_ONCE = 8
@@ -93,8 +94,10 @@ def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapsho
         try:
             wanted = Kind(api_version, kind)
             query = {"labelSelector": _SELECTED[name]} if name in _SELECTED else {}
-            found = cluster.items(wanted, namespace, **query) if only_here else cluster.everywhere(wanted, **query)
-            objects[name] = tuple(found)
+            if only_here:
+                objects[name] = tuple(cluster.items(wanted, namespace, **query))
+            else:
+                objects[name] = tuple(cluster.everywhere(wanted, names_only=name in _NAMES_ONLY, **query))
         except KindNotFoundError:
             unreadable[name] = "not served"
         except ApiError as error:

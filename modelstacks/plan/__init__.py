@@ -293,6 +293,8 @@ def _pool_warnings(plan: Plan) -> list[str]:
                 f"{len(pool.steps)} pools, one for each step of buying, may hold {pool.machines_at_most} machines "
                 f"each: {pool.all_machines_at_most} together, which is what the budget is checked against"
             )
+        if (cloud.image or "").endswith("@latest"):
+            warnings.append(f"cloud.image {cloud.image} moves: each release of it is drift of every node; pin one")
         if pool.spares:
             warnings.append(f"{pool.spares} × {_machine(plan)} stand ready and are paid for without serving")
     if plan.nodes_per_replica > 1 and plan.cloud.makes_nodes and not plan.cloud.simulated:

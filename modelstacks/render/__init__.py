@@ -1,7 +1,7 @@
 """Plan → list of Kubernetes manifests, the same plain data for review, for `pulumi up` and for every report.
 
-Templates hold the shape, this module holds the values: whatever needs a calculation or a unit is worked out here and
-handed over as data. Each part is rendered, parsed and embedded, so no template indents another.
+Templates hold the shape; `values` and `cloud` hold the values: whatever needs a calculation or a unit is worked out
+there and handed over as data. Each part is rendered, parsed and embedded, so no template indents another.
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ def pools(cloud: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
         ({"startupTaints": [{"key": "a b"}]}, {}, "no usable name"),
         ({"zone": ["us-east-1a"]}, {}, "is not a known key; did you mean zones"),
         ({"cluster": 3}, {}, "must be text"),
+        ({"kind": "aks", "gpuAllocation": "claims"}, {"gpu": "h100-nvl"}, "gpuAllocation.*'claims' is not known"),
+        ({"kind": "karpenter-azure", "image": "Ubunt"}, {"gpu": "h100-nvl"}, "cloud.image: 'Ubunt' is not known; did"),
         ({"kind": "coreweave", "capacity": ["spot", "on-demand"]}, {"gpu": "h100-sxm"}, "is bought in one way"),
         ({"kind": "gke", "capacity": ["spot", "on-demand"], "region": "us-central1"}, {}, "gke-compute-class tries"),
         ({"kind": "gke-compute-class", "machine": "a3-highgpu-1g", "capacity": "on-demand"}, {"gpu": "h100-sxm"},
