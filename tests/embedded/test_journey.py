@@ -91,10 +91,10 @@ def test_up_scale_destroy(stack: str, checkout: Checkout) -> None:
     if decided.choice.tier == "ray":
         # A replica is a Ray cluster of its own, and the disruption budget counts pods, so it follows.
         assert planned.pop("create") == {"RayService"}
-        assert planned == {"update": {"NodePool", "PodDisruptionBudget"}}
+        assert planned == {"update": {"NodePool", "PodDisruptionBudget", "ResourceQuota"}}
     else:
         assert planned.keys() == {"update"}, "nothing is created, replaced or deleted"
-        assert planned["update"] <= {"Deployment", "NodePool"}
+        assert planned["update"] <= {"Deployment", "NodePool", "ResourceQuota"}
     checkout.run("pulumi", "up", "--yes", "--non-interactive", "-s", stack)
     eventually("two replicas", lambda: all_run_on_their_pool(2))
     kept = {pod["metadata"]["uid"] for pod in gpu_pods()}
