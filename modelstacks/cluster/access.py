@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from modelstacks.cluster.connection import ApiError, Cluster, Manifest, group_of
 from modelstacks.errors import ClusterError, listed
 
 _AT_ONCE = 8
+_PLUGIN_S = 20
 # What `pulumi up` and later `pulumi destroy` do to every object.
 VERBS = ("get", "create", "patch", "delete")
 
@@ -55,9 +57,9 @@ def connect(kubeconfig: str | None, context: str | None) -> Cluster:
         cluster.request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=_review())
     except ApiError as error:
         if error.status == 401 or "system:anonymous" in error.message:
+            why = _expiry(entry) or _complaint(entry)
             raise ClusterError(
-                f"{cluster.host} rejects the credentials of {_who(entry)}{_expiry(entry)}",
-                next_step=_sign_in(entry),
+                f"{cluster.host} rejects the credentials of {_who(entry)}{why}", next_step=_sign_in(entry)
             ) from None
         if error.status not in (403, 404):
             raise
@@ -71,20 +73,27 @@ def server_version(cluster: Cluster) -> str:
 
 def denied(cluster: Cluster, manifests: Iterable[Manifest]) -> list[Denied]:
     """Every verb on the manifests' kinds that this user may not use. A kind that is not served is left out."""
-    asked: dict[tuple[str, str, str | None], None] = {}
+    asked: dict[tuple[str, str, str | None], str] = {}
     for manifest in manifests:
         plural = served_plural(cluster, manifest["apiVersion"], manifest["kind"])
         if plural is not None:
-            asked[group_of(manifest["apiVersion"]), plural, manifest["metadata"].get("namespace")] = None
-    questions = [Denied(verb, plural, group, space) for group, plural, space in asked for verb in VERBS]
+            key = group_of(manifest["apiVersion"]), plural, manifest["metadata"].get("namespace")
+            asked.setdefault(key, manifest["metadata"]["name"])
+    # Rights may be on one name alone, but nothing is made by name.
+    questions = [
+        (Denied(verb, plural, group, space), None if verb == "create" else name)
+        for (group, plural, space), name in asked.items()
+        for verb in VERBS
+    ]
     with ThreadPoolExecutor(_AT_ONCE) as at_once:
-        allowed = at_once.map(lambda q: may(cluster, q.verb, q.resource, q.group, q.namespace), questions)
-        return [question for question, granted in zip(questions, allowed, strict=True) if not granted]
+        allowed = at_once.map(lambda q: may(cluster, q[0], q[1]), questions)
+        return [question for (question, _), granted in zip(questions, allowed, strict=True) if not granted]
 
 
-def may(cluster: Cluster, verb: str, plural: str, group: str, namespace: str | None) -> bool:
+def may(cluster: Cluster, what: Denied, name: str | None = None) -> bool:
     """One question of SelfSubjectAccessReview; a cluster that does not answer it is taken to allow everything."""
-    attributes = {"verb": verb, "resource": plural, "group": group} | ({"namespace": namespace} if namespace else {})
+    attributes = {"verb": what.verb, "resource": what.resource, "group": what.group}
+    attributes |= ({"namespace": what.namespace} if what.namespace else {}) | ({"name": name} if name else {})
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
@@ -144,15 +153,27 @@ def _entry(kubeconfig: str | None, context: str | None) -> dict[str, Any]:
             raise ClusterError(
                 f"the kubeconfig is no YAML: {str(error).splitlines()[0]}", next_step="write it afresh"
             ) from None
-        if not isinstance(data, dict):
+        if data is None:
             continue
+        if not isinstance(data, dict):
+            raise ClusterError(
+                "the kubeconfig is no mapping of clusters, users and contexts", next_step="write it afresh"
+            )
         current = current or data.get("current-context") or None
         for into, key in ((contexts, "contexts"), (users, "users")):
             for item in data.get(key) or []:
                 if isinstance(item, dict) and isinstance(item.get("name"), str):
                     into.setdefault(item["name"], item.get(key[:-1]) or {})
     if not contexts:
-        return {}
+        if not texts or not any(texts):
+            where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+            if not os.environ.get("KUBERNETES_SERVICE_HOST"):
+                raise ClusterError(
+                    f"there is no kubeconfig: {where} does not exist or is empty",
+                    next_step="set KUBECONFIG or modelstacks:kubeconfig; `modelstacks local env` has that of `make up`",
+                )
+            return {}
+        raise ClusterError("the kubeconfig has no contexts", next_step="write it afresh with your cloud's command")
     if current is None or current not in contexts:
         what = "names no current context" if current is None else f"has no context {current!r}"
         raise ClusterError(
@@ -160,6 +181,11 @@ def _entry(kubeconfig: str | None, context: str | None) -> dict[str, Any]:
             next_step="set modelstacks:kubeContext to one of them, or `kubectl config use-context NAME`",
         )
     name = contexts[current].get("user", "")
+    if name and name not in users:
+        raise ClusterError(
+            f"context {current} of the kubeconfig names user {name!r}, which it does not have",
+            next_step="write the kubeconfig afresh with your cloud's command",
+        )
     return {"name": name, "context": current, **(users.get(name) or {})}
 
 
@@ -180,7 +206,8 @@ def _text(part: str, kubeconfig: str | None) -> str:
 def _check_credential_plugin(entry: dict[str, Any]) -> None:
     """A missing credential program is otherwise swallowed by the client, which goes on as nobody."""
     command = (entry.get("exec") or {}).get("command")
-    if command and shutil.which(command) is None:
+    # One with a folder in it is relative to the kubeconfig, not to PATH.
+    if command and os.sep not in command and shutil.which(command) is None:
         raise ClusterError(
             f"the kubeconfig signs in with {command}, which is not on PATH",
             next_step=f"install {command}, or write the kubeconfig afresh",
@@ -204,6 +231,24 @@ def _expiry(entry: dict[str, Any]) -> str:
         return ""
     past = ended < datetime.datetime.now(datetime.UTC)
     return f": its token expired on {ended:%Y-%m-%d %H:%M} UTC" if past else ""
+
+
+def _complaint(entry: dict[str, Any]) -> str:
+    """What a credential program says when it fails, which the client keeps to itself; else the usual reason."""
+    plugin = entry.get("exec") or {}
+    if not plugin.get("command"):
+        kind = "client certificate" if "client-certificate" in str(entry.keys()) else "token"
+        return f": its {kind} is not accepted, or no longer"
+    env = os.environ | {str(e.get("name")): str(e.get("value")) for e in plugin.get("env") or []}
+    command = [str(plugin["command"]), *map(str, plugin.get("args") or [])]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_PLUGIN_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f": {plugin['command']} does not run: {error}"
+    if done.returncode == 0:
+        return f": {plugin['command']} gave a token that is not accepted"
+    said = (done.stderr or done.stdout).strip().splitlines()
+    return f": {plugin['command']} ended with code {done.returncode}" + (f": {said[-1]}" if said else "")
 
 
 _SIGN_IN = {

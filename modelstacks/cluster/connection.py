@@ -164,6 +164,11 @@ class Cluster:
             raise _api_error(error.status or 0, error.body, method, path, self.host) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2]
+            if "certificate verify failed" in str(error).lower():
+                raise UnreachableError(
+                    f"the certificate of {self.host} is not signed by the kubeconfig's authority: {reason}",
+                    next_step="write the kubeconfig afresh: it is of another cluster, or of before a renewal",
+                ) from error
             raise UnreachableError(
                 f"the API server {self.host} does not answer: {reason}",
                 next_step="check the context, and that the cluster runs (`modelstacks local status`)",

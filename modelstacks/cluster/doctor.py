@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from modelstacks.catalog import Catalog
-from modelstacks.cluster import access, namespace, nodes, pods, pool, software
+from modelstacks.cluster import access, admission, namespace, nodes, pods, pool, software
 from modelstacks.cluster.connection import Cluster, Manifest
 from modelstacks.cluster.findings import Finding, in_order, note, problem, warning
 from modelstacks.cluster.snapshot import Snapshot, read
@@ -33,6 +33,7 @@ def examine(snapshot: Snapshot, plan: Plan | None, manifests: list[Manifest], ca
     found += _permissions(snapshot)
     found += pool.unserved(snapshot, plan, manifests, catalog)
     found += _checked("namespace", lambda: namespace.examine(snapshot, plan, manifests, wanted))
+    found += _checked("quota", lambda: admission.examine(snapshot, plan, manifests, wanted))
     found += _checked("pool", lambda: pool.examine(snapshot, plan, manifests, wanted))
     # Nodes that a pool makes need not be there beforehand.
     if plan.pool is None and (plan.cloud is None or not plan.cloud.makes_nodes):
@@ -91,7 +92,7 @@ def _readable(snapshot: Snapshot) -> list[Finding]:
     if not hidden:
         return []
     text = f"{', '.join(hidden)} may not be listed by this user: what the checks would find there is not known"
-    return [warning("permissions", text, "kubectl auth can-i --list; ask for the ClusterRole view")]
+    return [warning("permissions", text, f"ask for the verb list on them: kubectl auth can-i list {hidden[0]} -A")]
 
 
 def _permissions(snapshot: Snapshot) -> list[Finding]:

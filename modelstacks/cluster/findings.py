@@ -90,6 +90,6 @@ _SUFFIXES = {
 
 def shown(resource: str, amount: float) -> str:
     """An amount as people read it: whole devices, GiB for memory and disk, CPUs."""
-    if resource in ("memory", "ephemeral-storage") or resource.startswith("hugepages"):
+    if resource in ("memory", "ephemeral-storage", "storage") or resource.startswith("hugepages"):
         return f"{amount / 2**30:,.0f} GiB"
     return f"{amount:g}"

@@ -1,11 +1,10 @@
-"""The stack's namespace: security level, secrets, volumes, quotas and limits, and webhooks that would refuse pods."""
+"""The stack's namespace: its security level, its secrets, and where weights are kept."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-from typing import Any
 
 from modelstacks.cluster.connection import Manifest
 from modelstacks.cluster.findings import Finding, note, problem, quantity, shown, warning
@@ -22,10 +21,7 @@ def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], wanted: l
     found = _namespace(snapshot, plan, manifests)
     found += _hub_token(snapshot, plan)
     found += _pull_secret(snapshot, plan, wanted)
-    found += _storage(snapshot, plan)
-    found += _quotas(snapshot, plan, wanted)
-    found += _limit_ranges(snapshot, wanted)
-    return found + _webhooks(snapshot)
+    return found + _storage(snapshot, plan)
 
 
 def _namespace(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> list[Finding]:
@@ -79,6 +75,8 @@ def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
         keys = ", ".join(data) or "nothing"
         return [level("secrets", f"Secret {name} holds {keys} and no key token, which pods read", create)]
     token = _decoded(data["token"])
+    if "\ufffd" in token:
+        return [level("secrets", f"the token in Secret {name} is no text", create)]
     if not token:
         return [level("secrets", f"the token in Secret {name} is empty", create)]
     if token != token.strip():
@@ -89,11 +87,17 @@ def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     return []
 
 
+def _make(plan: Plan, what: str) -> str:
+    """The command that makes a Secret, or makes it again; ARGUMENTS stands for its contents."""
+    made = f"kubectl -n {plan.namespace} create secret {what} ARGUMENTS"
+    return f"{made} --dry-run=client -o yaml | kubectl apply -f -"
+
+
 def _decoded(text: str) -> str:
     try:
         return base64.b64decode(text).decode()
     except ValueError:
-        return ""
+        return "\ufffd"
 
 
 def _pull_secret(snapshot: Snapshot, plan: Plan, wanted: list[Need]) -> list[Finding]:
@@ -101,8 +105,8 @@ def _pull_secret(snapshot: Snapshot, plan: Plan, wanted: list[Need]) -> list[Fin
     if name is None or not snapshot.can_read("secrets"):
         return []
     images = sorted({c["image"] for need in wanted for c in need.spec.get("containers", [])})
-    create = f"kubectl -n {plan.namespace} create secret docker-registry {name} --docker-server=… --docker-username=… "
-    create += "--docker-password=…"
+    what = "--docker-server=SERVER --docker-username=USER --docker-password=PASSWORD"
+    create = _make(plan, f"docker-registry {name}").replace("ARGUMENTS", what)
     secret = snapshot.named("secrets", name)
     if secret is None:
         text = f"there is no Secret {name} in {plan.namespace}, which imagePullSecret names"
@@ -155,6 +159,9 @@ def _claim(claim: Manifest, plan: Plan, snapshot: Snapshot) -> list[Finding]:
     phase = (claim.get("status") or {}).get("phase")
     storage = spec.get("storageClassName")
     late = next((c for c in snapshot.of("storageclasses") if c["metadata"]["name"] == storage), None)
+    if phase != "Bound" and storage and late is None and snapshot.can_read("storageclasses"):
+        text = f"PersistentVolumeClaim {name} asks for StorageClass {storage}, which there is not"
+        return [problem("storage", text, "kubectl get storageclass; make the claim again with one of them")]
     waits = late is not None and late.get("volumeBindingMode") == "WaitForFirstConsumer"
     if phase != "Bound" and not waits:
         why = (
@@ -176,132 +183,14 @@ def _claim(claim: Manifest, plan: Plan, snapshot: Snapshot) -> list[Finding]:
     return found
 
 
-def _last_event(snapshot: Snapshot, kind: str, name: str) -> str | None:
-    """The newest message about an object of the namespace."""
+def _last_event(snapshot: Snapshot, claim: Manifest) -> str | None:
+    """The newest message about a claim, and not about one of its name before it."""
+    uid = claim["metadata"].get("uid")
     about = [
         e for e in snapshot.of("events")
-        if e.get("involvedObject", {}).get("kind") == kind and e["involvedObject"].get("name") == name
+        if e.get("involvedObject", {}).get("kind") == "PersistentVolumeClaim"
+        and e["involvedObject"].get("name") == claim["metadata"]["name"]
+        and (uid is None or e["involvedObject"].get("uid") in (None, uid))
     ]  # fmt: skip
     newest = max(about, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default=None)
     return None if newest is None else str(newest.get("message"))
-
-
-def _quotas(snapshot: Snapshot, plan: Plan, wanted: list[Need]) -> list[Finding]:
-    """Quotas of others than this stack, against what the stack's pods ask for beside what runs already."""
-    asked: dict[str, float] = {"pods": float(sum(need.count for need in wanted))}
-    limits: dict[str, float] = {}
-    for need in wanted:
-        for resource, amount in need.requests.items():
-            for key in (f"requests.{resource}", resource):
-                asked[key] = asked.get(key, 0.0) + amount * need.count
-        for container in need.spec.get("containers", []):
-            for resource, amount in ((container.get("resources") or {}).get("limits") or {}).items():
-                limits[f"limits.{resource}"] = limits.get(f"limits.{resource}", 0.0) + quantity(amount) * need.count
-    mine = _used_by_stack(snapshot, plan)
-    found = []
-    for quota in snapshot.here("quotas"):
-        if labels_of(quota).get("app.kubernetes.io/managed-by") == "modelstacks":
-            continue
-        name, status = quota["metadata"]["name"], quota.get("status") or {}
-        for resource, hard in ((quota.get("spec") or {}).get("hard") or {}).items():
-            need_here = asked.get(resource, limits.get(resource))
-            if resource in ("limits.cpu", "limits.memory") and resource not in limits:
-                text = f"quota {name} counts {resource}, which this stack's pods do not set: they would be refused"
-                mend = (
-                    f"kubectl -n {plan.namespace} create a LimitRange with a default, or drop {resource} from the quota"
-                )
-                found.append(problem("quota", text, mend))
-            if need_here is None:
-                continue
-            others = quantity((status.get("used") or {}).get(resource, 0)) - mine.get(resource, 0.0)
-            if max(others, 0.0) + need_here > quantity(hard):
-                kind = resource.removeprefix("requests.").removeprefix("limits.")
-                text = f"quota {name} allows {shown(kind, quantity(hard))} {resource}, others use "
-                text += f"{shown(kind, max(others, 0))} and this stack needs {shown(kind, need_here)}"
-                mend = f"kubectl -n {plan.namespace} edit resourcequota {name}, or another modelstacks:namespace"
-                found.append(problem("quota", text, mend))
-    return found
-
-
-def _used_by_stack(snapshot: Snapshot, plan: Plan) -> dict[str, float]:
-    """What running pods of this stack count for in quotas."""
-    found: dict[str, float] = {}
-    for pod in snapshot.here("pods"):
-        if labels_of(pod).get("app.kubernetes.io/instance") != plan.name:
-            continue
-        found["pods"] = found.get("pods", 0.0) + 1
-        for container in pod["spec"].get("containers", []):
-            resources = container.get("resources") or {}
-            for resource, amount in (resources.get("requests") or {}).items():
-                for key in (f"requests.{resource}", resource):
-                    found[key] = found.get(key, 0.0) + quantity(amount)
-            for resource, amount in (resources.get("limits") or {}).items():
-                found[f"limits.{resource}"] = found.get(f"limits.{resource}", 0.0) + quantity(amount)
-    return found
-
-
-def _limit_ranges(snapshot: Snapshot, wanted: list[Need]) -> list[Finding]:
-    found = []
-    for limit_range in snapshot.here("limits"):
-        name = limit_range["metadata"]["name"]
-        for limit in (limit_range.get("spec") or {}).get("limits") or []:
-            for resource, most in (limit.get("max") or {}).items():
-                asked = max((need.requests.get(resource, 0.0) for need in wanted), default=0.0)
-                if asked > quantity(most):
-                    text = f"LimitRange {name} allows a {limit['type'].lower()} {shown(resource, quantity(most))} "
-                    text += f"{resource}, this stack's pods ask for {shown(resource, asked)}"
-                    mend = f"kubectl -n {snapshot.namespace} edit limitrange {name}, or another modelstacks:namespace"
-                    found.append(problem("quota", text, mend))
-    return found
-
-
-def _webhooks(snapshot: Snapshot) -> list[Finding]:
-    """Admission webhooks that must answer, for pods, and whose Service has nobody behind it."""
-    found: dict[str, Finding] = {}
-    if not snapshot.can_read("endpointslices"):
-        return []
-    for config in (*snapshot.of("validating_webhooks"), *snapshot.of("mutating_webhooks")):
-        for hook in config.get("webhooks") or []:
-            service = (hook.get("clientConfig") or {}).get("service")
-            if hook.get("failurePolicy", "Fail") != "Fail" or service is None or not _meets_pods(hook, snapshot):
-                continue
-            if not _answers(snapshot, service):
-                where = f"{service['namespace']}/{service['name']}"
-                text = f"webhook {hook['name']} must admit pods, and nobody answers behind its Service {where}"
-                mend = (
-                    f"kubectl -n {service['namespace']} get pods   # start it, or delete {config['metadata']['name']}"
-                )
-                found[where] = problem("webhooks", text, mend)
-    return list(found.values())
-
-
-def _meets_pods(hook: dict[str, Any], snapshot: Snapshot) -> bool:
-    about_pods = any(
-        {"*", "pods", "*/*"} & set(rule.get("resources") or []) and {"*", "CREATE"} & set(rule.get("operations") or [])
-        for rule in hook.get("rules") or []
-    )
-    labels = {"kubernetes.io/metadata.name": snapshot.namespace} | next(
-        (labels_of(n) for n in snapshot.of("namespaces") if n["metadata"]["name"] == snapshot.namespace), {}
-    )
-    return about_pods and _selects(hook.get("namespaceSelector") or {}, labels)
-
-
-def _selects(selector: dict[str, Any], labels: dict[str, Any]) -> bool:
-    if not (selector.get("matchLabels") or {}).items() <= labels.items():
-        return False
-    for rule in selector.get("matchExpressions") or []:
-        has, values = rule["key"] in labels, rule.get("values") or []
-        inside = has and labels[rule["key"]] in values
-        if not {"In": inside, "NotIn": not inside, "Exists": has, "DoesNotExist": not has}[rule["operator"]]:
-            return False
-    return True
-
-
-def _answers(snapshot: Snapshot, service: dict[str, Any]) -> bool:
-    for piece in snapshot.of("endpointslices"):
-        same = labels_of(piece).get("kubernetes.io/service-name") == service["name"]
-        if same and piece["metadata"].get("namespace") == service["namespace"]:
-            ready = [(e.get("conditions") or {}).get("ready") for e in piece.get("endpoints") or []]
-            if any(state is not False for state in ready):
-                return True
-    return False

@@ -23,7 +23,16 @@ _GPU_HINTS = (
 )  # fmt: skip
 _PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure")
 # Tied to a node's own state, so that the check of that state speaks of them.
-_OWN_TAINTS = re.compile(r"^node\.kubernetes\.io/|^karpenter\.sh/(unregistered|disrupted)$")
+_OWN_TAINTS = re.compile(r"^node\.kubernetes\.io/(not-ready|unreachable|unschedulable|(memory|disk|pid)-pressure)$")
+# Taints that something takes off by itself, so that tolerating them would be wrong.
+_PASSING_TAINTS = {
+    "node.cloudprovider.kubernetes.io/uninitialized": "the cloud controller manager has not seen the node yet",
+    "node.kubernetes.io/network-unavailable": "the node's network is not set up",
+    "node.kubernetes.io/out-of-service": "somebody took the node out of service",
+    "karpenter.sh/unregistered": "Karpenter has not registered the node yet",
+    "karpenter.sh/disrupted": "Karpenter is about to remove the node",
+    "node.cilium.io/agent-not-ready": "Cilium does not run there yet",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,7 @@ def used(snapshot: Snapshot, leaving_out: str | None = None) -> dict[str, dict[s
             continue
         for resource, amount in _need("", 1, pod).requests.items():
             taken[node][resource] += amount
+        taken[node]["pods"] += 1
     return taken
 
 
@@ -123,6 +133,10 @@ def obstacles(node: Manifest, need: Need, taken: Mapping[str, float]) -> list[Ob
         if _OWN_TAINTS.search(taint.get("key", "")) or tolerates(need.spec.get("tolerations") or [], taint):
             continue
         key = taint["key"]
+        if key in _PASSING_TAINTS:
+            text = f"has the taint {key}: {_PASSING_TAINTS[key]}"
+            found.append(Obstacle(text, "kubectl describe node {node}"))
+            continue
         value = f"={taint['value']}" if taint.get("value") else ""
         mend = f"add {{key: {key}, operator: Exists}} to modelstacks:cloud.tolerations, or "
         found.append(
@@ -138,7 +152,7 @@ def _too_small(node: Manifest, need: Need, taken: Mapping[str, float]) -> list[O
     status = node.get("status") or {}
     allocatable, capacity = status.get("allocatable") or {}, status.get("capacity") or {}
     found = []
-    for resource, amount in need.requests.items():
+    for resource, amount in {**need.requests, **({"pods": 1.0} if "pods" in allocatable else {})}.items():
         have = quantity(allocatable.get(resource, 0))
         free = have - taken.get(resource, 0.0)
         if have >= amount and free >= amount:
@@ -154,6 +168,9 @@ def _too_small(node: Manifest, need: Need, taken: Mapping[str, float]) -> list[O
             if broken:
                 text = f"has {broken:g} GPUs and offers none: they are unhealthy, or its device plugin restarts"
             found.append(Obstacle(text, _PLUGIN))
+        elif resource == GPU and quantity(capacity.get(GPU, 0)) >= amount:
+            text = f"offers {have:g} of its {quantity(capacity[GPU]):g} GPUs: the others are unhealthy, {asks}"
+            found.append(Obstacle(text, "look for Xid errors and replace the node: kubectl describe node {node}"))
         elif resource in _ADDED:
             found.append(
                 Obstacle(
@@ -303,6 +320,8 @@ def _no_match(snapshot: Snapshot, plan: Plan, need: Need) -> list[Finding]:
 
 def overview(snapshot: Snapshot) -> list[Finding]:
     """GPUs of the whole cluster, for a doctor who was asked of no stack."""
+    if not snapshot.can_read("nodes"):
+        return [warning("nodes", f"nodes cannot be read ({snapshot.unreadable.get('nodes')})", _READ_NODES)]
     nodes = [node for node in snapshot.of("nodes") if has_gpu(node)]
     if not nodes:
         return [note("nodes", f"{len(snapshot.of('nodes'))} nodes, none with an NVIDIA GPU")]

@@ -156,7 +156,8 @@ def _is_ready(workload: Manifest) -> bool:
     if "desiredNumberScheduled" in status or workload.get("kind") == "DaemonSet":
         # With no node to run on there is nothing to wait for.
         return bool(status.get("numberReady", 0) >= status.get("desiredNumberScheduled", 0))
-    return bool(status.get("availableReplicas", 0) >= (workload.get("spec") or {}).get("replicas", 1))
+    # Scaled to nothing, it looks after nothing.
+    return bool(status.get("availableReplicas", 0) >= max(1, (workload.get("spec") or {}).get("replicas", 1)))
 
 
 def _image_version(workload: Manifest) -> str | None:

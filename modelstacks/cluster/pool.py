@@ -202,8 +202,11 @@ def unserved(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], catalog:
         served = snapshot.versions.get(group, ())
         mend = mends.get((manifest["kind"], manifest["apiVersion"])) or _operator_mend(group, catalog)
         text = f"the cluster does not serve {manifest['kind']} of {manifest['apiVersion']}"
-        if served:
-            text += f"; it serves {', '.join(f'{group}/{one}' for one in served)}"
+        others = [one for one in served if f"{group}/{one}" != manifest["apiVersion"]]
+        if others:
+            text += f"; it serves {', '.join(f'{group}/{one}' for one in others)}"
+        elif served:
+            text += f", though it serves other kinds of {group}"
         found.append(problem("apis", text, mend))
     return list(dict.fromkeys(found))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ _COLLECTIONS: dict[str, tuple[str, str, bool]] = {
     "operator_claims": ("v1", "ConfigMap", False),
 }
 # Of some, only those with a label are wanted: the rest is large, or none of our business.
+_ALSO_HERE = ("pods", "deployments", "daemonsets", "endpointslices")
 _NAMES_ONLY = ("definitions", "helm_releases")
 _SELECTED = {"helm_releases": "owner=helm,status=deployed", "operator_claims": "modelstacks.dev/claims=operators"}
 # Objects of pools that are looked up by name, since their kinds differ from cloud to cloud.
@@ -79,8 +81,8 @@ class Snapshot:
         return None
 
     def can_read(self, name: str) -> bool:
-        """The collection was read, so that what is not in it does not exist."""
-        return name in self.objects
+        """The collection was read whole, so that what is not in it does not exist."""
+        return name in self.objects and name not in self.unreadable
 
 
 def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapshot:
@@ -105,6 +107,10 @@ def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapsho
                 objects[name] = ()
             else:
                 unreadable[name] = "forbidden" if error.status in (401, 403) else error.message
+                # A user of one namespace sees at least what is there.
+                if not only_here and name in _ALSO_HERE:
+                    with contextlib.suppress(ApiError):
+                        objects[name] = tuple(cluster.items(Kind(api_version, kind), namespace))
 
     with ThreadPoolExecutor(_AT_ONCE) as at_once:
         list(at_once.map(collection, _COLLECTIONS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelstacks.catalog import Catalog
+from modelstacks.catalog import Catalog, Operator
 from modelstacks.cluster import operators
 from modelstacks.cluster.findings import Finding, note, problem, quantity, warning
 from modelstacks.cluster.nodes import GPU, has_gpu
@@ -49,8 +49,17 @@ def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Fin
             found.append(warning("operators", text, row.install_command))
         elif installed.version is not None and installed.version != row.version.removeprefix("v"):
             text = f"{name} {installed.version} is there, {row.version} is what this was tested with"
-            found.append(warning("operators", text, row.install_command))
+            found.append(warning("operators", text, _upgrade(row, installed)))
     return found + _gpu_software(snapshot, plan, catalog, there)
+
+
+def _upgrade(row: Operator, installed: operators.Installation) -> str:
+    """The pinned chart over the installation that is there; the conventional place would be a second one."""
+    place = installed.namespace or row.namespace
+    if place == row.namespace:
+        return row.install_command
+    command = row.install_command.replace(f"--namespace {row.namespace}", f"--namespace {place}")
+    return f"{command}   # under the release name that helm list -n {place} shows"
 
 
 def _both(there: dict[str, operators.Installation]) -> list[Finding]:
@@ -90,7 +99,7 @@ def _gpu_software(
     if kind is None or kind.simulated or cloud is None:
         return []
     if cloud.gpu_allocation == "dra":
-        return _claims_driver(snapshot, catalog)
+        return _claims_driver(snapshot, plan, catalog)
     for name, row in catalog.operators.items():
         if name in there and kind.id in row.never_with and there[name].by == "workload":
             text = f"{name} is installed, and {row.never_with[kind.id]}"
@@ -109,7 +118,8 @@ def _gpu_software(
     return []
 
 
-def _claims_driver(snapshot: Snapshot, catalog: Catalog) -> list[Finding]:
+def _claims_driver(snapshot: Snapshot, plan: Plan, catalog: Catalog) -> list[Finding]:
+    """The API, the driver's class, and as many devices as the plan needs."""
     row = catalog.operators["dra-driver"]
     if not snapshot.can_read("deviceclasses"):
         text = "the cluster does not serve resource.k8s.io/v1, which gpuAllocation: dra needs (Kubernetes 1.34)"
@@ -117,7 +127,14 @@ def _claims_driver(snapshot: Snapshot, catalog: Catalog) -> list[Finding]:
     if not any(c["metadata"]["name"] == "gpu.nvidia.com" for c in snapshot.of("deviceclasses")):
         text = "there is no DeviceClass gpu.nvidia.com: NVIDIA's DRA driver does not run"
         return [problem("gpu-software", text, f"modelstacks:operators: [dra-driver], or {row.install_command}")]
-    if not any((s.get("spec") or {}).get("driver") == "gpu.nvidia.com" for s in snapshot.of("resourceslices")):
+    slices = [
+        s["spec"] for s in snapshot.of("resourceslices") if (s.get("spec") or {}).get("driver") == "gpu.nvidia.com"
+    ]
+    devices = sum(len(one.get("devices") or []) for one in slices)
+    if slices and devices < plan.gpus:
+        text = f"{plan.gpus} GPUs are needed, and ResourceSlices offer {devices} devices of gpu.nvidia.com"
+        return [problem("nodes", text, "kubectl get resourceslices; add nodes, or ask for fewer replicas")]
+    if not slices:
         text = "no ResourceSlice of gpu.nvidia.com: no node offers GPUs by claims"
         return [problem("gpu-software", text, "kubectl get pods -A -l dra-driver-nvidia-gpu-component=kubelet-plugin")]
     return []
