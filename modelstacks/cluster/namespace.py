@@ -164,9 +164,7 @@ def _claim(claim: Manifest, plan: Plan, snapshot: Snapshot) -> list[Finding]:
         return [problem("storage", text, "kubectl get storageclass; make the claim again with one of them")]
     waits = late is not None and late.get("volumeBindingMode") == "WaitForFirstConsumer"
     if phase != "Bound" and not waits:
-        why = (
-            _last_event(snapshot, "PersistentVolumeClaim", name) or f"no volume of class {storage or '(default)'} came"
-        )
+        why = _last_event(snapshot, claim) or f"no volume of class {storage or '(default)'} came"
         text = f"PersistentVolumeClaim {name} is {phase or 'not bound'}: {why}"
         found.append(problem("storage", text, f"kubectl -n {plan.namespace} describe pvc {name}"))
     modes = set(spec.get("accessModes") or [])
