@@ -310,6 +310,36 @@ BREAKS: list[tuple[str, Callable[[Objects], object], str, str]] = [
         "describe pod",
     ),
     (
+        "a small default limit",
+        lambda o: o["limits"].append(
+            named("lr", "test", spec={"limits": [{"type": "Container", "default": {"memory": "1Gi"}}]})
+        ),
+        "gives containers a limit of 1 GiB memory",
+        "edit limitrange lr",
+    ),
+    (
+        "a count of deployments",
+        lambda o: o["quotas"].append(named("n", "test", spec={"hard": {"count/deployments.apps": "0"}}, status={})),
+        "quota n allows 0 count/deployments.apps",
+        "edit resourcequota n",
+    ),
+    (
+        "a node that is being set up",
+        _each_node(
+            lambda n: n["spec"]["taints"].append(
+                {"key": "node.cloudprovider.kubernetes.io/uninitialized", "effect": "NoSchedule"}
+            )
+        ),
+        "the cloud controller manager has not seen the node yet",
+        "kubectl describe node",
+    ),
+    (
+        "no room for pods",
+        _each_node(lambda n: n["status"]["allocatable"].update(pods="0")),
+        "offers 0 pods, a pod asks for 1",
+        "larger nodes",
+    ),
+    (
         "out of host memory",
         lambda o: o["pods"].append(ended(137, "OOMKilled")),
         "memory, or /dev/shm, was not enough",
@@ -354,6 +384,63 @@ BREAKS: list[tuple[str, Callable[[Objects], object], str, str]] = [
         "pod-security.kubernetes.io/enforce",
     ),
 ]
+
+
+HARMLESS: list[tuple[str, Callable[[Objects], object]]] = [
+    (
+        "a quota for other pods",
+        lambda o: o["quotas"].append(
+            named("best", "test", spec={"hard": {"pods": "0"}, "scopes": ["BestEffort"]}, status={})
+        ),
+    ),
+    (
+        "a quota whose limits have a default",
+        lambda o: (
+            o["quotas"].append(named("team", "test", spec={"hard": {"limits.cpu": "99"}}, status={})),
+            o["limits"].append(named("lr", "test", spec={"limits": [{"type": "Container", "default": {"cpu": "8"}}]})),
+        ),
+    ),
+    (
+        "a webhook for another group",
+        lambda o: o["validating_webhooks"].append(
+            named(
+                "metrics",
+                webhooks=[
+                    {
+                        "name": "pods.metrics.io",
+                        "clientConfig": {"service": {"name": "m", "namespace": "m"}},
+                        "rules": [{"apiGroups": ["metrics.k8s.io"], "resources": ["pods"], "operations": ["CREATE"]}],
+                    }
+                ],
+            )
+        ),
+    ),
+    (
+        "a webhook for labelled pods",
+        lambda o: o["validating_webhooks"].append(
+            named(
+                "inject",
+                webhooks=[
+                    {
+                        "name": "inject.io",
+                        "clientConfig": {"service": {"name": "m", "namespace": "m"}},
+                        "objectSelector": {"matchLabels": {"inject": "yes"}},
+                        "rules": [{"apiGroups": [""], "resources": ["pods"], "operations": ["CREATE"]}],
+                    }
+                ],
+            )
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("change", [row[1] for row in HARMLESS], ids=[row[0] for row in HARMLESS])
+def test_what_does_not_concern_the_stack_is_no_problem(change: Callable[[Objects], object]) -> None:
+    """A doctor that cries wolf is not asked again."""
+    objects = well()
+    change(objects)
+    found = serious(look(objects))
+    assert not found, [one.message for one in found]
 
 
 @pytest.mark.parametrize(("break_it", "says", "mends"), [row[1:] for row in BREAKS], ids=[row[0] for row in BREAKS])
