@@ -153,7 +153,9 @@ def _print(found: list[Finding], of: str) -> None:
             )
     problems = sum(one.level == "problem" for one in found)
     warnings = sum(one.level == "warning" for one in found)
-    verdict = f"{problems} problem{'s' * (problems != 1)}" if problems else "nothing keeps it from running"
+    blind = any(one.check == "permissions" and one.level == "warning" for one in found)
+    fine = "nothing was found, but not everything could be seen" if blind else "nothing keeps it from running"
+    verdict = f"{problems} problem{'s' * (problems != 1)}" if problems else fine
     console.print(f"{of}: {verdict}" + (f", {warnings} to know" if warnings else ""))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from modelstacks.cluster.connection import ApiError, Cluster, Manifest, group_of
+from modelstacks.cluster.connection import ApiError, Cluster, Kind, Manifest, group_of
 from modelstacks.errors import ClusterError, listed
 
 _AT_ONCE = 8
@@ -50,6 +51,8 @@ def connect(kubeconfig: str | None, context: str | None) -> Cluster:
     """The cluster, after it has answered. Raises ClusterError that says which step failed and what mends it."""
     entry = _entry(kubeconfig, context)
     _check_credential_plugin(entry)
+    # The client writes a failing credential program to the root logger; here it is said in the answer.
+    logging.getLogger().addHandler(logging.NullHandler())
     cluster = Cluster.connect(kubeconfig, context, None)
     try:
         cluster.request("GET", "/version")
@@ -71,7 +74,14 @@ def server_version(cluster: Cluster) -> str:
     return str(cluster.request("GET", "/version").get("gitVersion", "unknown"))
 
 
-def denied(cluster: Cluster, manifests: Iterable[Manifest]) -> list[Denied]:
+def _exists(cluster: Cluster, namespace: str) -> bool:
+    try:
+        return cluster.get(Kind("v1", "Namespace"), None, namespace) is not None
+    except ApiError:
+        return False
+
+
+def denied(cluster: Cluster, manifests: Collection[Manifest]) -> list[Denied]:
     """Every verb on the manifests' kinds that this user may not use. A kind that is not served is left out."""
     asked: dict[tuple[str, str, str | None], str] = {}
     for manifest in manifests:
@@ -80,10 +90,14 @@ def denied(cluster: Cluster, manifests: Iterable[Manifest]) -> list[Denied]:
             key = group_of(manifest["apiVersion"]), plural, manifest["metadata"].get("namespace")
             asked.setdefault(key, manifest["metadata"]["name"])
     # Rights may be on one name alone, but nothing is made by name.
+    there = {
+        m["metadata"]["name"] for m in manifests if m["kind"] == "Namespace" and _exists(cluster, m["metadata"]["name"])
+    }
     questions = [
         (Denied(verb, plural, group, space), None if verb == "create" else name)
         for (group, plural, space), name in asked.items()
         for verb in VERBS
+        if not (verb == "create" and plural == "namespaces" and name in there)
     ]
     with ThreadPoolExecutor(_AT_ONCE) as at_once:
         allowed = at_once.map(lambda q: may(cluster, q[0], q[1]), questions)
@@ -94,6 +108,9 @@ def may(cluster: Cluster, what: Denied, name: str | None = None) -> bool:
     """One question of SelfSubjectAccessReview; a cluster that does not answer it is taken to allow everything."""
     attributes = {"verb": what.verb, "resource": what.resource, "group": what.group}
     attributes |= ({"namespace": what.namespace} if what.namespace else {}) | ({"name": name} if name else {})
+    if what.resource == "namespaces" and not what.group and name:
+        # Rights inside a namespace reach the namespace itself.
+        attributes["namespace"] = name
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",

@@ -164,6 +164,10 @@ class Cluster:
             raise _api_error(error.status or 0, error.body, method, path, self.host) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2]
+            if "PEM lib" in str(error) or "KEY_VALUES_MISMATCH" in str(error):
+                raise UnreachableError(
+                    "the client certificate of the kubeconfig cannot be read", next_step="write the kubeconfig afresh"
+                ) from error
             if "certificate verify failed" in str(error).lower():
                 raise UnreachableError(
                     f"the certificate of {self.host} is not signed by the kubeconfig's authority: {reason}",
@@ -272,7 +276,9 @@ def _api_error(status: int, text: str | bytes | None, method: str, path: str, ho
     message = str(answer.get("message") or f"HTTP status {status}")
     causes: list[dict[str, str]] = (answer.get("details") or {}).get("causes") or []
     step: str | None = None
-    if status == 401:
+    if status == 400 and "HTTP request to an HTTPS server" in message:
+        message, step = f"{host} speaks HTTPS", "write https:// in the kubeconfig's server"
+    elif status == 401:
         message = f"the API server {host} rejects the kubeconfig's credentials"
         step = "sign in to the cluster again and renew the kubeconfig"
     elif status == 403 and (denied := re.search(r'cannot (\w+) resource "([^"]+)"', message)):

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from modelstacks.catalog import Catalog
-from modelstacks.cluster import access, admission, namespace, nodes, pods, pool, software
+from modelstacks.cluster import access, admission, drift, namespace, nodes, pods, pool, software
 from modelstacks.cluster.connection import Cluster, Manifest
 from modelstacks.cluster.findings import Finding, in_order, note, problem, warning
-from modelstacks.cluster.snapshot import Snapshot, read
+from modelstacks.cluster.snapshot import Snapshot, plural, read
 from modelstacks.errors import ClusterError
 from modelstacks.plan import Plan
 
@@ -38,6 +38,7 @@ def examine(snapshot: Snapshot, plan: Plan | None, manifests: list[Manifest], ca
     # Nodes that a pool makes need not be there beforehand.
     if plan.pool is None and (plan.cloud is None or not plan.cloud.makes_nodes):
         found += _checked("nodes", lambda: nodes.examine(snapshot, plan, wanted))
+    found += _checked("workload", lambda: drift.examine(snapshot, plan, manifests))
     found += _checked("pods", lambda: pods.examine(snapshot, plan))
     return in_order(found)
 
@@ -76,6 +77,10 @@ def preflight(cluster: Cluster, plan: Plan, manifests: list[Manifest], catalog: 
         raise ClusterError(text, next_step=f"modelstacks doctor {plan.stack or plan.name}")
 
 
+# Collections without which the checks still say what keeps a stack.
+_ASIDE = ("definitions", "helm_releases", "operator_claims", "rayclusters", "priorityclasses")
+
+
 def _version(snapshot: Snapshot) -> list[Finding]:
     parts = snapshot.version.removeprefix("v").split(".")
     if len(parts) < 2 or not parts[1].isdigit():
@@ -88,7 +93,9 @@ def _version(snapshot: Snapshot) -> list[Finding]:
 
 def _readable(snapshot: Snapshot) -> list[Finding]:
     """Collections that this user may not see, so that the checks on them say nothing."""
-    hidden = sorted(name for name, why in snapshot.unreadable.items() if why == "forbidden")
+    hidden = sorted(
+        plural(name) for name, why in snapshot.unreadable.items() if why == "forbidden" and name not in _ASIDE
+    )
     if not hidden:
         return []
     text = f"{', '.join(hidden)} may not be listed by this user: what the checks would find there is not known"

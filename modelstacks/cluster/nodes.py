@@ -255,10 +255,16 @@ def _too_few(
             places += 1 if one_a_node else _room(node, need, taken.get(name, {}))
     reasons = "; ".join(f"{_names(names)} {obstacle.reason}" for obstacle, names in out.items())
     if places < count:
-        head = f"{count} pod{'s' * (count > 1)} of {need.gpus:g} GPU{'s' * (need.gpus != 1)} each are wanted, "
-        head += f"{places} would fit on the {len(matching)} node{'s' * (len(matching) > 1)} that match the selector"
+        gpus = f"{need.gpus:g} GPU{'s' * (need.gpus != 1)}" if need.gpus else "claimed GPUs"
+        head = f"{count} pods of {gpus} each are wanted" if count > 1 else f"a pod of {gpus} is wanted"
+        nodes = "the one node that matches" if len(matching) == 1 else f"the {len(matching)} nodes that match"
+        head += f", {places} would fit on {nodes} the selector"
+        more = count - places
+        lack = (
+            f"{more} more node{'s' * (more > 1)} are needed" if one_a_node else f"there is no room for {more} of them"
+        )
         mend = next((o.mend.format(node=names[0]) for o, names in out.items()), "add nodes, or ask for fewer replicas")
-        return [problem("nodes", f"{head}: {reasons or 'they are full'}", mend)]
+        return [problem("nodes", f"{head}: {reasons or lack}", mend)]
     lasting = {obstacle: names for obstacle, names in out.items() if not obstacle.passing}
     return [
         warning("nodes", f"{_names(names)} {o.reason}; the other nodes suffice", o.mend.format(node=names[0]))
@@ -330,7 +336,12 @@ def overview(snapshot: Snapshot) -> list[Finding]:
     for product, group in sorted(_by_product(nodes).items()):
         total = sum(quantity((n.get("status") or {}).get("allocatable", {}).get(GPU, 0)) for n in group)
         busy = sum(taken.get(n["metadata"]["name"], {}).get(GPU, 0.0) for n in group)
-        found.append(note("nodes", f"{len(group)} nodes with {product}: {total:g} GPUs, {total - busy:g} free"))
+        found.append(
+            note(
+                "nodes",
+                f"{len(group)} node{'s' * (len(group) > 1)} with {product}: {total - busy:g} of {total:g} GPUs free",
+            )
+        )
     silent = [n["metadata"]["name"] for n in nodes if not quantity((n["status"].get("allocatable") or {}).get(GPU, 0))]
     if silent:
         found.append(

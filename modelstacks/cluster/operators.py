@@ -72,7 +72,7 @@ def find(
     names = set(definitions)
     found = {}
     for operator in operators:
-        workload = next((w for row in operator.workloads for w in workloads[row.kind] if _carries(w, row.labels)), None)
+        workload = next((w for row in operator.workloads for w in workloads[row.kind] if carries(w, row.labels)), None)
         if workload is not None:
             version = _image_version(workload)
             place = workload["metadata"].get("namespace")
@@ -144,7 +144,8 @@ def claims(config_maps: Iterable[Manifest]) -> dict[str, list[str]]:
     return found
 
 
-def _carries(workload: Manifest, labels: Mapping[str, str]) -> bool:
+def carries(workload: Manifest, labels: Mapping[str, str]) -> bool:
+    """The workload, or its pods, have those labels."""
     spec = (workload.get("spec") or {}).get("template") or {}
     own = workload["metadata"].get("labels") or {}
     pods = (spec.get("metadata") or {}).get("labels") or {}

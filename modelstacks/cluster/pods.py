@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 
 from modelstacks.cluster.connection import Manifest
@@ -20,7 +21,14 @@ def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     found = _refused_pods(snapshot, plan) + _ray(snapshot, plan)
     pods = own_pods(snapshot, plan)
     for pod in pods:
-        found += _pod(snapshot, plan, pod)
+        if (pod.get("status") or {}).get("phase") == "Failed" and len(
+            pods
+        ) > plan.nodes_per_replica * plan.spec.replicas:
+            name = pod["metadata"]["name"]
+            text = f"pod {name} failed ({(pod['status'].get('reason') or 'Error')}) and another one took its place"
+            found.append(note("pods", text, f"kubectl -n {plan.namespace} delete pod {name}", name))
+        else:
+            found += _pod(snapshot, plan, pod)
     return found
 
 
@@ -40,11 +48,12 @@ def is_ready(pod: Manifest) -> bool:
     return condition(pod, "Ready").get("status") == "True"
 
 
-def events_of(snapshot: Snapshot, kind: str, name: str) -> list[Manifest]:
-    """Events about one object of the namespace, the newest first."""
+def events_of(snapshot: Snapshot, kind: str, name: str, uid: str | None = None) -> list[Manifest]:
+    """Events about one object of the namespace, the newest first; with `uid` none of a namesake before it."""
     about = [
         e for e in snapshot.of("events")
         if (e.get("involvedObject") or {}).get("kind") == kind and e["involvedObject"].get("name") == name
+        and (uid is None or e["involvedObject"].get("uid") in (None, uid))
     ]  # fmt: skip
     return sorted(about, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", reverse=True)
 
@@ -112,7 +121,13 @@ def _pod(snapshot: Snapshot, plan: Plan, pod: Manifest) -> list[Finding]:
         return [problem("pods", text, f"kubectl -n {plan.namespace} delete pod {name}   # a new one comes", name)]
     found = []
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        found += _container(snapshot, plan, name, container)
+        if is_ready(pod) and container.get("restartCount"):
+            text = f"pod {name}: container {container.get('name')} serves, after {container['restartCount']} restarts"
+            found.append(note("pods", text, f"kubectl -n {plan.namespace} logs {name} --previous", name))
+        elif not is_ready(pod):
+            found += _container(snapshot, plan, name, container)
+    if not is_ready(pod) and not found:
+        found += _stuck(snapshot, plan, pod)
     node = (pod.get("spec") or {}).get("nodeName")
     host = next((n for n in snapshot.of("nodes") if n["metadata"]["name"] == node), None)
     if host is None and node and snapshot.can_read("nodes"):
@@ -122,7 +137,11 @@ def _pod(snapshot: Snapshot, plan: Plan, pod: Manifest) -> list[Finding]:
         found.append(
             problem("pods", f"pod {name} is on node {node}, which is not ready", f"kubectl describe node {node}", name)
         )
-    if not found and not is_ready(pod) and status.get("phase") == "Running":
+    if not found and not is_ready(pod) and status.get("phase") == "Running" and (late := _late_min(plan, status)):
+        text = f"pod {name} runs and is not ready after {late} min; its start-up budget is "
+        text += f"{round(plan.timeouts.startup_s / 60)} min"
+        found.append(problem("pods", text, f"kubectl -n {plan.namespace} logs {name}", name))
+    elif not found and not is_ready(pod) and status.get("phase") == "Running":
         found.append(
             note(
                 "pods",
@@ -134,10 +153,34 @@ def _pod(snapshot: Snapshot, plan: Plan, pod: Manifest) -> list[Finding]:
     return found
 
 
+# Events of a kubelet that cannot start a pod, and keeps trying.
+_STUCK = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedPrepareDynamicResources")
+
+
+def _stuck(snapshot: Snapshot, plan: Plan, pod: Manifest) -> list[Finding]:
+    """What the kubelet says of a pod that is placed and does not start."""
+    name = pod["metadata"]["name"]
+    for event in events_of(snapshot, "Pod", name, pod["metadata"].get("uid")):
+        if event.get("reason") in _STUCK:
+            text = f"pod {name} does not start: {event['reason']}: {event.get('message')}"
+            return [problem("pods", text, f"kubectl -n {plan.namespace} describe pod {name}", name)]
+    return []
+
+
+def _late_min(plan: Plan, status: Manifest) -> int | None:
+    """Minutes that a pod runs, when they are more than its start-up budget."""
+    try:
+        began = datetime.datetime.fromisoformat(str(status.get("startTime")))
+    except ValueError:
+        return None
+    ran_s = (datetime.datetime.now(datetime.UTC) - began).total_seconds()
+    return round(ran_s / 60) if ran_s > plan.timeouts.startup_s else None
+
+
 def _unplaced(snapshot: Snapshot, plan: Plan, pod: Manifest, placed: dict[str, str]) -> Finding:
     """Why the scheduler, and the autoscaler behind it, do not place a pod."""
     name = pod["metadata"]["name"]
-    events = events_of(snapshot, "Pod", name)
+    events = events_of(snapshot, "Pod", name, pod["metadata"].get("uid"))
     by = {source(event): str(event.get("message", "")) for event in reversed(events)}
     reason = str(placed.get("message") or placed.get("reason") or "no reason given").partition(" preemption:")[0]
     reason = reason.replace(" no new claims to deallocate,", "")
@@ -184,10 +227,15 @@ def _container(snapshot: Snapshot, plan: Plan, pod: str, container: Manifest) ->
         ]
     code = last.get("exitCode")
     if not code:
+        if reason == "CrashLoopBackOff":
+            text = f"pod {pod}: container {container.get('name')} ends again and again: {message or 'no reason given'}"
+            return [problem("pods", text, logs, pod)]
         return []
     said = str(last.get("message") or "").strip()[-400:]
     text = f"pod {pod}: container {container.get('name')} ended with code {code} ({last.get('reason') or 'Error'})"
-    if last.get("reason") == "OOMKilled" or code == 137:
+    if code == 137 and last.get("reason") != "OOMKilled":
+        return [problem("pods", f"{text}: it was killed, by a probe or by hand", logs, pod)]
+    if last.get("reason") == "OOMKilled":
         return [problem("pods", f"{text}: the node's memory, or /dev/shm, was not enough", logs, pod)]
     if _OUT_OF_MEMORY.search(said):
         mend = (

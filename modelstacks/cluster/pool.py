@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from modelstacks.catalog import Catalog
+from modelstacks.cluster import drift
 from modelstacks.cluster.connection import Manifest
 from modelstacks.cluster.findings import Finding, note, problem, quantity, warning
 from modelstacks.cluster.nodes import GPU, Need
+from modelstacks.cluster.pods import events_of, source
 from modelstacks.cluster.snapshot import Snapshot, condition, labels_of
 from modelstacks.plan import Plan
 from modelstacks.render import is_pool
@@ -20,7 +22,7 @@ def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], wanted: l
     """Pool objects, the claims that Karpenter made of them, and the nodes that came of those."""
     if plan.pool is None or plan.cloud is None:
         return []
-    found = _objects(snapshot, manifests)
+    found = _objects(snapshot, plan, manifests)
     nodes = [n for n in snapshot.of("nodes") if labels_of(n).get(plan.cloud.pool_label) == plan.pool.name]
     found += _nodes(nodes, plan)
     if plan.cloud.node_class is not None:
@@ -29,7 +31,7 @@ def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], wanted: l
     return found
 
 
-def _objects(snapshot: Snapshot, manifests: list[Manifest]) -> list[Finding]:
+def _objects(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> list[Finding]:
     """Conditions that say a pool object does not work, and a live limit that is not the plan's."""
     found = []
     for manifest in manifests:
@@ -46,11 +48,16 @@ def _objects(snapshot: Snapshot, manifests: list[Manifest]) -> list[Finding]:
         for key in ("limits", "targetNodes", "maxNodes"):
             ours, theirs = manifest["spec"].get(key), (live.get("spec") or {}).get(key)
             if ours is not None and theirs is not None and _plain(ours) != _plain(theirs):
-                text = f"{label} has {key} {theirs} in the cluster and {ours} in the plan"
-                found.append(warning("pool", text, "pulumi up, or take the change into the stack file", label))
+                text = f"{label} has {key} {_words(theirs)} in the cluster and {_words(ours)} in the plan"
+                found.append(warning("pool", text, drift.refresh(plan), label))
         if live["metadata"].get("deletionTimestamp"):
             found.append(problem("pool", f"{label} is being deleted", f"wait for it, or see {look}", label))
     return found
+
+
+def _words(value: object) -> str:
+    """A limit as people read it."""
+    return ", ".join(f"{amount} {name}" for name, amount in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _plain(value: object) -> object:
@@ -150,6 +157,7 @@ def _room(snapshot: Snapshot, plan: Plan, wanted: list[Need], nodes: list[Manife
         pod
         for pod in snapshot.here("pods")
         if condition(pod, "PodScheduled").get("status") == "False"
+        and not _is_nominated(snapshot, pod)
         and (pod.get("spec") or {}).get("nodeSelector", {}).get(plan.cloud.pool_label if plan.cloud else "") is not None
     ]
     if not waiting:
@@ -160,7 +168,7 @@ def _room(snapshot: Snapshot, plan: Plan, wanted: list[Need], nodes: list[Manife
         if live is None:
             if snapshot.can_read("nodepools"):
                 text = f"NodePool {name} does not exist, so no node is made for {len(waiting)} waiting pods"
-                found.append(problem("pool", text, "pulumi up", name))
+                found.append(problem("pool", text, drift.refresh(plan), name))
             continue
         for resource, most in ((live.get("spec") or {}).get("limits") or {}).items():
             now = quantity(((live.get("status") or {}).get("resources") or {}).get(resource, 0))
@@ -169,12 +177,22 @@ def _room(snapshot: Snapshot, plan: Plan, wanted: list[Need], nodes: list[Manife
                 text = f"NodePool {name} is at its limit: {now:g} of {quantity(most):g} {resource}, while "
                 text += "1 pod waits" if len(waiting) == 1 else f"{len(waiting)} pods wait"
                 mend = f"raise modelstacks:cloud.limitGpus above {quantity(most):g}, or ask for fewer replicas"
+                if resource == GPU and quantity(most) < plan.pool.gpus_at_most:
+                    text += f"; the plan's limit is {plan.pool.gpus_at_most}"
+                    mend = drift.refresh(plan)
                 others = _foreign(snapshot, plan, nodes)
                 if others:
                     text += f"; {', '.join(f'{space}/{pod}' for space, pod in others[:3])} hold GPUs of it"
                     mend = f"kubectl -n {others[0][0]} delete pod {others[0][1]}, or {mend}"
                 found.append(problem("pool", text, mend, name))
     return found
+
+
+def _is_nominated(snapshot: Snapshot, pod: Manifest) -> bool:
+    """Karpenter has a node on its way for the pod."""
+    events = events_of(snapshot, "Pod", pod["metadata"]["name"], pod["metadata"].get("uid"))
+    newest = next((e for e in events if source(e) == "karpenter"), {})
+    return str(newest.get("message", "")).startswith("Pod should schedule on")
 
 
 def _foreign(snapshot: Snapshot, plan: Plan, nodes: list[Manifest]) -> list[tuple[str, str]]:

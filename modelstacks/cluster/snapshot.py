@@ -62,6 +62,8 @@ class Snapshot:
     own: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     denied: tuple[access.Denied, ...] = ()
+    # Of the stack's own objects those that may not be seen.
+    hidden: frozenset[tuple[str, str]] = frozenset()
     # apiVersion and kind of the stack's objects that the cluster does not serve.
     missing_kinds: frozenset[tuple[str, str]] = frozenset()
 
@@ -83,6 +85,12 @@ class Snapshot:
     def can_read(self, name: str) -> bool:
         """The collection was read whole, so that what is not in it does not exist."""
         return name in self.objects and name not in self.unreadable
+
+
+def plural(name: str) -> str:
+    """A collection as kubectl calls it."""
+    kind = _COLLECTIONS[name][1].lower()
+    return kind + ("es" if kind.endswith(("s", "x", "ch")) else "s")
 
 
 def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapshot:
@@ -115,6 +123,7 @@ def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapsho
     with ThreadPoolExecutor(_AT_ONCE) as at_once:
         list(at_once.map(collection, _COLLECTIONS))
         own = dict(at_once.map(lambda m: (_key(m), _live(cluster, m)), manifests))
+        hidden = frozenset(key for key, live in own.items() if live is _UNKNOWN)
         versions = dict(at_once.map(lambda g: (g, tuple(access.served_versions(cluster, g))), groups))
         denied = access.denied(cluster, manifests)
         # Events of nodes and node claims have no namespace of their own and are kept in "default".
@@ -125,7 +134,8 @@ def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapsho
         namespace=namespace,
         objects=objects,
         unreadable=unreadable,
-        own={key: live for key, live in own.items() if live is not None},
+        own={key: live for key, live in own.items() if live is not None and live is not _UNKNOWN},
+        hidden=hidden,
         versions=versions,
         denied=tuple(denied),
         missing_kinds=frozenset(access.missing_kinds(cluster, manifests)),
@@ -138,6 +148,10 @@ _BUILT_IN = {
 }  # fmt: skip
 
 
+# Stands for an object that this user may not see.
+_UNKNOWN: Manifest = {}
+
+
 def _key(manifest: Manifest) -> tuple[str, str]:
     return manifest["kind"], manifest["metadata"]["name"]
 
@@ -146,8 +160,10 @@ def _live(cluster: Cluster, manifest: Manifest) -> Manifest | None:
     metadata = manifest["metadata"]
     try:
         return cluster.get(Kind.of(manifest), metadata.get("namespace"), metadata["name"])
-    except (ApiError, KindNotFoundError):
+    except KindNotFoundError:
         return None
+    except ApiError:
+        return _UNKNOWN
 
 
 def _events(cluster: Cluster) -> list[Manifest]:

@@ -24,7 +24,7 @@ def installations(snapshot: Snapshot, catalog: Catalog) -> dict[str, operators.I
 def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Finding]:
     """Operators that the stack asks for or depends on, and two that do one job."""
     there = installations(snapshot, catalog)
-    found = _both(there)
+    found = _both(there) + _twice(snapshot, catalog)
     if plan is None:
         return found + [_unused(snapshot, one) for one in there.values() if _is_unused(snapshot, one)]
     simulated = plan.cloud is not None and plan.cloud.simulated
@@ -75,6 +75,18 @@ def _both(there: dict[str, operators.Installation]) -> list[Finding]:
                 mend = f"keep one: helm uninstall {drop.operator.release} --namespace {drop.namespace}"
                 found.append(problem("gpu-software", text, mend))
     return found
+
+
+def _twice(snapshot: Snapshot, catalog: Catalog) -> list[Finding]:
+    """The device plugin running twice: on one node both would hand out the same GPUs."""
+    rows = [row for row in catalog.operators["nvidia-device-plugin"].workloads if row.kind == "DaemonSet"]
+    plugins = [d for d in snapshot.of("daemonsets") if any(operators.carries(d, row.labels) for row in rows)]
+    if len(plugins) < 2:
+        return []
+    where = [f"{d['metadata']['namespace']}/{d['metadata']['name']}" for d in plugins]
+    space, _, name = where[-1].partition("/")
+    text = f"the device plugin runs {len(plugins)} times: {', '.join(where)}"
+    return [problem("gpu-software", text, f"keep one: kubectl -n {space} delete daemonset {name}")]
 
 
 def _is_unused(snapshot: Snapshot, one: operators.Installation) -> bool:

@@ -386,6 +386,68 @@ BREAKS: list[tuple[str, Callable[[Objects], object], str, str]] = [
 ]
 
 
+def test_a_server_that_restarted_once_and_serves_is_only_a_note() -> None:
+    """Its last words are history once it is ready."""
+    objects = well()
+    found = ended(1, "Error")
+    found["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+    found["status"]["containerStatuses"][0]["restartCount"] = 2
+    objects["pods"].append(found)
+    said = look(objects)
+    assert not serious(said)
+    assert any("serves, after 2 restarts" in one.message for one in said)
+
+
+@pytest.mark.parametrize(
+    ("state", "events", "says"),
+    [
+        (waiting("CrashLoopBackOff", "back-off 5m0s"), [], "ends again and again: back-off"),
+        (ended(137, "Error"), [], "it was killed, by a probe or by hand"),
+        (
+            waiting("ContainerCreating"),
+            [event("Pod", "test-1", "FailedMount", "volume is attached elsewhere", "kubelet")],
+            "does not start: FailedMount: volume is attached elsewhere",
+        ),
+        (pod(phase="Running", startTime="2026-01-01T00:00:00Z"), [], "runs and is not ready after"),
+    ],
+)  # fmt: skip
+def test_a_pod_that_does_not_come_up_says_why(state: dict[str, Any], events: list[dict[str, Any]], says: str) -> None:
+    """Loops without an exit code, kills, volumes, and a start-up that outlasts its budget."""
+    objects = well()
+    objects["pods"].append(state)
+    objects["events"] += events
+    assert any(says in one.message for one in serious(look(objects))), [one.message for one in look(objects)]
+
+
+def test_an_evicted_pod_that_was_replaced_is_only_a_note() -> None:
+    """A new one came already."""
+    objects = well()
+    other = pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    other["metadata"]["name"] = "test-2"
+    objects["pods"] += [pod(phase="Failed", reason="Evicted"), other]
+    assert not serious(look(objects))
+
+
+def test_what_was_taken_away_behind_pulumis_back_is_named() -> None:
+    """Pulumi believes its own state, so the mend is a refresh."""
+    decided = decide()
+    live = {(m["kind"], m["metadata"]["name"]): m for m in render.render(decided, CATALOG)}
+    assert not serious(look(well(), own=live))
+    without = {key: m for key, m in live.items() if key[0] != "Service"}
+    (one,) = serious(look(well(), own=without))
+    assert (one.message, one.mend) == (
+        "Service test of the stack is not in the cluster any more",
+        "pulumi up --refresh -s test",
+    )
+    assert not serious(look(well(), own=without, hidden=frozenset({("Service", "test")})))
+    scaled = {**live, ("Deployment", "test"): {**live["Deployment", "test"], "spec": {"replicas": 0, "paused": True}}}
+    said = [one.message for one in serious(look(well(), own=scaled))]
+    assert said == [
+        "Deployment test has 0 replicas in the cluster and 1 in the plan",
+        "Deployment test is paused: no change of it is rolled out",
+    ]
+
+
 HARMLESS: list[tuple[str, Callable[[Objects], object]]] = [
     (
         "a quota for other pods",
