@@ -56,10 +56,9 @@ def _namespace(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> lis
 
 def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     name, gated = plan.spec.hub_token_secret, plan.choice.model.licence.gated
-    create = (
-        f"pulumi config set --secret modelstacks:hubToken TOKEN, or kubectl -n {plan.namespace} create secret generic "
-    )
-    create += f"{name} --from-literal=token=TOKEN"
+    by_hand = _make(plan, f"generic {name}").replace("ARGUMENTS", "--from-literal=token=TOKEN")
+    stack = f" -s {plan.stack}" if plan.stack else ""
+    create = f"pulumi config set --secret modelstacks:hubToken TOKEN{stack}, or {by_hand}"
     if not snapshot.can_read("secrets"):
         why = snapshot.unreadable.get("secrets", "forbidden")
         return [note("secrets", f"secrets of {plan.namespace} cannot be read ({why}): {name} was not looked at")]
@@ -79,8 +78,8 @@ def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
         return [level("secrets", f"the token in Secret {name} is no text", create)]
     if not token:
         return [level("secrets", f"the token in Secret {name} is empty", create)]
-    if token != token.strip():
-        text = f"the token in Secret {name} ends in a blank or a line break, which the hub refuses"
+    if token != token.strip() or " " in token:
+        text = f"the token in Secret {name} has blanks or a line break, which the hub refuses"
         return [level("secrets", text, f"{create}   # echo -n, not echo")]
     if not token.startswith("hf_"):
         return [warning("secrets", f"the token in Secret {name} does not begin with hf_ as Hugging Face's do", create)]

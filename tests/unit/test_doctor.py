@@ -231,7 +231,7 @@ BREAKS: list[tuple[str, Callable[[Objects], object], str, str]] = [
     (
         "token with line break",
         lambda o: o.update(secrets=[secret("hub-token", token="hf_x\n")]),
-        "ends in a blank or a line break",
+        "has blanks or a line break",
         "echo -n",
     ),
     ("empty token", lambda o: o.update(secrets=[secret("hub-token", token="")]), "is empty", "hubToken"),
