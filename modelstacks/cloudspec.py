@@ -28,6 +28,8 @@ from modelstacks.fields import (
 )
 
 WAYS: tuple[str, ...] = get_args(CapacityWay)
+# The cluster's name where a stack says none.
+DEFAULT_CLUSTER = "modelstacks"
 # As camel case, which the other keys of a stack file are written in.
 _CAMEL_WAYS = {camel(way.replace("-", "_")): way for way in WAYS}
 # Ways that mean one piece of hardware set aside, so they must say which.

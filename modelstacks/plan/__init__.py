@@ -10,6 +10,7 @@ from modelstacks import cloudspec, podsize, pool, price
 from modelstacks.catalog import Catalog, CloudKind, EngineForm, Fabric, Model
 from modelstacks.catalog.hardware import ANYWHERE
 from modelstacks.catalog.versions import NATIVE_FP8, version_key
+from modelstacks.cloudspec import DEFAULT_CLUSTER
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path
 from modelstacks.plan import choose
@@ -293,6 +294,9 @@ def _pool_warnings(plan: Plan) -> list[str]:
                 f"{len(pool.steps)} pools, one for each step of buying, may hold {pool.machines_at_most} machines "
                 f"each: {pool.all_machines_at_most} together, which is what the budget is checked against"
             )
+        unnamed = "cluster" in plan.cloud.options and cloud.cluster is None and cloud.node_class is None
+        if unnamed and pool.owner is None:
+            warnings.append(f"cloud.cluster is not set: {plan.cloud.id} takes {DEFAULT_CLUSTER} for its name")
         if (cloud.image or "").endswith("@latest"):
             warnings.append(f"cloud.image {cloud.image} moves: each release of it is drift of every node; pin one")
         if pool.spares:

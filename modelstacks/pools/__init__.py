@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelstacks.catalog import Machine
-from modelstacks.cloudspec import Capacity, CloudSpec, zone_names
+from modelstacks.cloudspec import DEFAULT_CLUSTER, Capacity, CloudSpec, zone_names
 from modelstacks.errors import BadInput, ModelstacksError, Problem
 from modelstacks.fields import key_path
 from modelstacks.plan import Plan
@@ -20,7 +20,6 @@ from modelstacks.podsize import node_disk
 if TYPE_CHECKING:
     import pulumi
 
-DEFAULT_CLUSTER = "modelstacks"
 GPU_TAINT_KEY = "nvidia.com/gpu"
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from modelstacks.catalog import CloudKind, Fabric
-from modelstacks.cloudspec import Capacity, CloudSpec, zone_names
+from modelstacks.cloudspec import DEFAULT_CLUSTER, Capacity, CloudSpec, zone_names
 from modelstacks.plan import Plan
 from modelstacks.podsize import PodSize, node_disk
 from modelstacks.pool import Pool
@@ -35,7 +35,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
     claims = cloud.gpu_allocation == "dra"
     huge_pages = kind is None or kind.huge_pages
     extra = plan.fabric.asks(_machine(plan), huge_pages=huge_pages) if plan.fabric is not None else {}
-    cluster = cloud.cluster or "modelstacks"
+    cluster = cloud.cluster or DEFAULT_CLUSTER
     image = cloud.image or (kind.image if kind is not None else None)
     return {
         "node_selector": _node_selector(plan, cloud),
