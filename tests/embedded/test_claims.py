@@ -9,7 +9,7 @@ import pytest
 from modelstacks import documents, render
 from modelstacks.local import nodes
 from tests.embedded.conftest import Checkout
-from tests.embedded.test_clouds import CATALOG, decide
+from tests.embedded.test_cloud_kinds import CATALOG, decide
 from tests.embedded.test_journey import eventually
 
 pytestmark = pytest.mark.embedded

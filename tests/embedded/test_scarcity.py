@@ -46,7 +46,8 @@ def fresh(checkout: Checkout) -> Iterator[Checkout]:
     checkout.copy_stack(STACK)
     checkout.kubectl("delete", "pod", "intruder", "--force", "--ignore-not-found")
     checkout.run("pulumi", "destroy", "--yes", "--non-interactive", "-s", STACK)
-    eventually("no claim is left", lambda: not checkout.objects("nodeclaims.karpenter.sh"))
+    own = ("-l", f"karpenter.sh/nodepool={STACK}")
+    eventually("no claim is left", lambda: not checkout.objects("nodeclaims.karpenter.sh", *own))
 
 
 def hear(checkout: Checkout, *texts: str, timeout_s: int = 120) -> str:

@@ -157,6 +157,7 @@ def test_spares_and_limits_bound_what_may_be_bought(monkeypatch: pytest.MonkeyPa
 
 def test_another_stacks_pool_is_used_and_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """One owner: the stack that uses the pool only selects its nodes."""
+    monkeypatch.setattr("modelstacks.sharing.check", lambda *_: None)
     recorder = run("quickstart", {"kind": "eks", "poolOwner": "llama-3.1-8b"}, monkeypatch)
     assert not [r for r in recorder.resources if r.typ.startswith("aws:")]
     (deployment,) = [r for r in recorder.resources if r.typ.endswith(":Deployment")]
