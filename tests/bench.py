@@ -30,6 +30,7 @@ for path in sorted(glob.glob({folder!r} + "/*.yaml")):
         "Service": kubernetes.core.v1.Service, "Deployment": kubernetes.apps.v1.Deployment,
         "NetworkPolicy": kubernetes.networking.v1.NetworkPolicy,
         "PodDisruptionBudget": kubernetes.policy.v1.PodDisruptionBudget,
+        "ResourceQuota": kubernetes.core.v1.ResourceQuota,
     }}
     if "automountServiceAccountToken" in fields:
         fields["automount_service_account_token"] = fields.pop("automountServiceAccountToken")
