@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
@@ -321,8 +321,3 @@ def carrying(machines: Iterable[Machine]) -> str:
     """Machine types as refusals list them: name and GPU count."""
     by_count = sorted({(machine.gpus, machine.name) for machine in machines})
     return listed([f"{name} ({count})" for count, name in by_count], most=20) or "none"
-
-
-def options_given(cloud: CloudSpec) -> dict[str, Any]:
-    """The options as a stack file writes them, the kind among them."""
-    return cloud.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -1,6 +1,6 @@
 """The Pulumi program: registers exactly the manifests that were rendered, as typed resources inside components.
 
-The only module that imports pulumi. Nothing is decided here: plan and render did that.
+With the programs of pools/ the only code that imports pulumi. Nothing is decided here: plan and render did that.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from modelstacks.catalog.hardware import CapacityWay
-from modelstacks.catalog.row import Id, PositiveInt, Row
+from modelstacks.catalog.row import Id, PositiveInt, Row, named_rows
 from modelstacks.errors import listed
 
 
@@ -172,8 +172,4 @@ class AllRegions(Row):
     @model_validator(mode="before")
     @classmethod
     def _name_the_clouds(cls, data: dict[str, Any]) -> dict[str, Any]:
-        rows = data.get("clouds")
-        if not isinstance(rows, dict):
-            return data
-        named = {name: {"cloud": name, **row} if isinstance(row, dict) else row for name, row in rows.items()}
-        return {**data, "clouds": named}
+        return named_rows(data, "clouds", "cloud")

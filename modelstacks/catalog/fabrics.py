@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from modelstacks.catalog.hardware import Machine
-from modelstacks.catalog.row import Id, Row
+from modelstacks.catalog.row import Id, Row, named_rows
 
 
 class FabricVolume(Row):
@@ -86,8 +86,4 @@ class Fabrics(Row):
     @model_validator(mode="before")
     @classmethod
     def _name_the_fabrics(cls, data: dict[str, Any]) -> dict[str, Any]:
-        rows = data.get("fabrics")
-        if not isinstance(rows, dict):
-            return data
-        named = {name: {"id": name, **row} if isinstance(row, dict) else row for name, row in rows.items()}
-        return {**data, "fabrics": named}
+        return named_rows(data, "fabrics")

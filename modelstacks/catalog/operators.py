@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from modelstacks.catalog.row import Id, Row
+from modelstacks.catalog.row import Id, Row, named_rows
 
 
 class Workload(Row):
@@ -67,8 +67,4 @@ class Operators(Row):
     @model_validator(mode="before")
     @classmethod
     def _name_the_operators(cls, data: dict[str, Any]) -> dict[str, Any]:
-        rows = data.get("operators")
-        if not isinstance(rows, dict):
-            return data
-        named = {name: {"id": name, **row} if isinstance(row, dict) else row for name, row in rows.items()}
-        return {**data, "operators": named}
+        return named_rows(data, "operators")

@@ -35,6 +35,14 @@ class Fact(Row):
     date: datetime.date | None = None
 
 
+def named_rows(data: dict[str, Any], key: str, field: str = "id") -> dict[str, Any]:
+    """`data` with each row of the mapping `key` told its own name; what is no row is left for validation to refuse."""
+    rows = data.get(key)
+    if not isinstance(rows, dict):
+        return data
+    return {**data, key: {name: {field: name, **row} if isinstance(row, dict) else row for name, row in rows.items()}}
+
+
 def load_row(row_type: type[RowT], path: Path, **extra: Any) -> RowT:
     """Build a row from a data file. Raises BadInput that names the file and the line of every problem."""
     data = documents.read_file(path)

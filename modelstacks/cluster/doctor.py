@@ -34,7 +34,7 @@ def examine(snapshot: Snapshot, plan: Plan | None, manifests: list[Manifest], ca
     found += pool.unserved(snapshot, plan, manifests, catalog)
     found += _checked("namespace", lambda: namespace.examine(snapshot, plan, manifests, wanted))
     found += _checked("quota", lambda: admission.examine(snapshot, plan, manifests, wanted))
-    found += _checked("pool", lambda: pool.examine(snapshot, plan, manifests, wanted))
+    found += _checked("pool", lambda: pool.examine(snapshot, plan, manifests))
     # Nodes that a pool makes need not be there beforehand.
     if plan.pool is None and (plan.cloud is None or not plan.cloud.makes_nodes):
         found += _checked("nodes", lambda: nodes.examine(snapshot, plan, wanted))

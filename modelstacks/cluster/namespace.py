@@ -9,6 +9,7 @@ import re
 from modelstacks.cluster.connection import Manifest
 from modelstacks.cluster.findings import Finding, note, problem, quantity, shown, warning
 from modelstacks.cluster.nodes import Need
+from modelstacks.cluster.pods import events_of
 from modelstacks.cluster.snapshot import Snapshot, labels_of
 from modelstacks.plan import Plan
 from modelstacks.render.cloud import LEVELS
@@ -163,7 +164,8 @@ def _claim(claim: Manifest, plan: Plan, snapshot: Snapshot) -> list[Finding]:
         return [problem("storage", text, "kubectl get storageclass; make the claim again with one of them")]
     waits = late is not None and late.get("volumeBindingMode") == "WaitForFirstConsumer"
     if phase != "Bound" and not waits:
-        why = _last_event(snapshot, claim) or f"no volume of class {storage or '(default)'} came"
+        said = events_of(snapshot, "PersistentVolumeClaim", name, claim["metadata"].get("uid"))
+        why = (str(said[0].get("message")) if said else "") or f"no volume of class {storage or '(default)'} came"
         text = f"PersistentVolumeClaim {name} is {phase or 'not bound'}: {why}"
         found.append(problem("storage", text, f"kubectl -n {plan.namespace} describe pvc {name}"))
     modes = set(spec.get("accessModes") or [])
@@ -178,16 +180,3 @@ def _claim(claim: Manifest, plan: Plan, snapshot: Snapshot) -> list[Finding]:
         )
         found.append(problem("storage", text, "take a larger claim"))
     return found
-
-
-def _last_event(snapshot: Snapshot, claim: Manifest) -> str | None:
-    """The newest message about a claim, and not about one of its name before it."""
-    uid = claim["metadata"].get("uid")
-    about = [
-        e for e in snapshot.of("events")
-        if e.get("involvedObject", {}).get("kind") == "PersistentVolumeClaim"
-        and e["involvedObject"].get("name") == claim["metadata"]["name"]
-        and (uid is None or e["involvedObject"].get("uid") in (None, uid))
-    ]  # fmt: skip
-    newest = max(about, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default=None)
-    return None if newest is None else str(newest.get("message"))

@@ -15,7 +15,6 @@ from typing import Any
 from modelstacks.catalog import Operator
 from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest
 
-CLAIMS = "modelstacks-operators"
 CLAIM_LABEL = "modelstacks.dev/claims"
 INSTALLED, USED = "installed", "used"
 

@@ -20,10 +20,9 @@ def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     """Workloads that make no pods, then pods that do not run."""
     found = _refused_pods(snapshot, plan) + _ray(snapshot, plan)
     pods = own_pods(snapshot, plan)
+    has_spare = len(pods) > plan.nodes_per_replica * plan.spec.replicas
     for pod in pods:
-        if (pod.get("status") or {}).get("phase") == "Failed" and len(
-            pods
-        ) > plan.nodes_per_replica * plan.spec.replicas:
+        if has_spare and (pod.get("status") or {}).get("phase") == "Failed":
             name = pod["metadata"]["name"]
             text = f"pod {name} failed ({(pod['status'].get('reason') or 'Error')}) and another one took its place"
             found.append(note("pods", text, f"kubectl -n {plan.namespace} delete pod {name}", name))

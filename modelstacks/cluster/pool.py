@@ -6,19 +6,19 @@ from modelstacks.catalog import Catalog
 from modelstacks.cluster import drift
 from modelstacks.cluster.connection import Manifest
 from modelstacks.cluster.findings import Finding, note, problem, quantity, warning
-from modelstacks.cluster.nodes import GPU, Need
+from modelstacks.cluster.nodes import GPU
 from modelstacks.cluster.pods import events_of, source
 from modelstacks.cluster.snapshot import Snapshot, condition, labels_of
 from modelstacks.plan import Plan
 from modelstacks.render import is_pool
 
-# Conditions of pool objects that are good when False, so that only True is worth a word.
-_BAD_WHEN_TRUE = ("Disrupted", "Drifted", "Deleting", "Empty", "Paused", "ScalingDown", "ScalingUp", "Remediating")
+# Conditions of pool objects that are as they should be when False.
+_GOOD_WHEN_FALSE = ("Disrupted", "Drifted", "Deleting", "Empty", "Paused", "ScalingDown", "ScalingUp", "Remediating")
 # What tells that the cloud has none to give, in Karpenter's own words.
 _NO_CAPACITY = "InsufficientCapacityError"
 
 
-def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], wanted: list[Need]) -> list[Finding]:
+def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> list[Finding]:
     """Pool objects, the claims that Karpenter made of them, and the nodes that came of those."""
     if plan.pool is None or plan.cloud is None:
         return []
@@ -27,7 +27,7 @@ def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], wanted: l
     found += _nodes(nodes, plan)
     if plan.cloud.node_class is not None:
         found += _karpenter(snapshot, plan)
-        found += _room(snapshot, plan, wanted, nodes)
+        found += _room(snapshot, plan, nodes)
     return found
 
 
@@ -41,8 +41,7 @@ def _objects(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> list[
         label = f"{manifest['kind']} {manifest['metadata']['name']}"
         look = f"kubectl describe {manifest['kind'].lower()} {manifest['metadata']['name']}"
         for entry in (live.get("status") or {}).get("conditions") or []:
-            bad = entry.get("status") == ("True" if entry.get("type") in _BAD_WHEN_TRUE else "False")
-            if bad and entry.get("type") not in _BAD_WHEN_TRUE:
+            if entry.get("status") == "False" and entry.get("type") not in _GOOD_WHEN_FALSE:
                 why = entry.get("message") or entry.get("reason") or "no reason given"
                 found.append(problem("pool", f"{label}: {entry['type']} is false: {why}", look, label))
         for key in ("limits", "targetNodes", "maxNodes"):
@@ -149,7 +148,7 @@ def pool_names(plan: Plan) -> list[str]:
     return [plan.pool.name if n == 0 else f"{plan.pool.name}-{n + 1}" for n in range(len(plan.pool.steps))]
 
 
-def _room(snapshot: Snapshot, plan: Plan, wanted: list[Need], nodes: list[Manifest]) -> list[Finding]:
+def _room(snapshot: Snapshot, plan: Plan, nodes: list[Manifest]) -> list[Finding]:
     """Pools at their limit while pods of the stack wait for GPUs."""
     if plan.pool is None:
         return []

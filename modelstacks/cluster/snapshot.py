@@ -39,11 +39,16 @@ _COLLECTIONS: dict[str, tuple[str, str, bool]] = {
     "helm_releases": ("v1", "Secret", False),
     "operator_claims": ("v1", "ConfigMap", False),
 }
-# Of some, only those with a label are wanted: the rest is large, or none of our business.
+# Asked of the whole cluster, and of the stack's namespace alone where that is forbidden.
 _ALSO_HERE = ("pods", "deployments", "daemonsets", "endpointslices")
 _NAMES_ONLY = ("definitions", "helm_releases")
+# Of some, only those with a label are wanted: the rest is large, or none of our business.
 _SELECTED = {"helm_releases": "owner=helm,status=deployed", "operator_claims": "modelstacks.dev/claims=operators"}
-# Objects of pools that are looked up by name, since their kinds differ from cloud to cloud.
+# Groups that every cluster serves.
+_BUILT_IN = {
+    "apps", "batch", "policy", "networking.k8s.io", "scheduling.k8s.io", "storage.k8s.io",
+    "rbac.authorization.k8s.io", "autoscaling",
+}  # fmt: skip
 _AT_ONCE = 8
 
 
@@ -140,12 +145,6 @@ def read(cluster: Cluster, namespace: str, manifests: list[Manifest]) -> Snapsho
         denied=tuple(denied),
         missing_kinds=frozenset(access.missing_kinds(cluster, manifests)),
     )
-
-
-_BUILT_IN = {
-    "apps", "batch", "policy", "networking.k8s.io", "scheduling.k8s.io", "storage.k8s.io",
-    "rbac.authorization.k8s.io", "autoscaling",
-}  # fmt: skip
 
 
 # Stands for an object that this user may not see.
