@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from modelstacks.cluster.connection import ApiError, Cluster, Kind, Manifest, group_of
+from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest, group_of
 from modelstacks.errors import ClusterError, listed
 
 _AT_ONCE = 8
@@ -125,14 +125,10 @@ def may(cluster: Cluster, what: Denied, name: str | None = None) -> bool:
 
 def served_plural(cluster: Cluster, api_version: str, kind: str) -> str | None:
     """The resource name of a kind in exactly this version; None where the cluster does not serve it."""
-    root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
     try:
-        resources = cluster.request("GET", root).get("resources", [])
-    except ApiError as error:
-        if error.status != 404:
-            raise
+        return cluster.resource(Kind(api_version, kind))[0]
+    except KindNotFoundError:
         return None
-    return next((r["name"] for r in resources if r["kind"] == kind and "/" not in r["name"]), None)
 
 
 def missing_kinds(cluster: Cluster, manifests: Iterable[Manifest]) -> list[tuple[str, str]]:

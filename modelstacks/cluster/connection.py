@@ -184,16 +184,20 @@ class Cluster:
 
     def path(self, kind: Kind, namespace: str | None = None, name: str | None = None) -> str:
         """The REST path of an object or a collection. Raises KindNotFoundError."""
-        plural, namespaced = self._resource(kind)
+        plural, namespaced = self.resource(kind)
         root = _root(kind.api_version)
         scope = f"/namespaces/{quote(namespace or self.namespace)}" if namespaced else ""
         return f"{root}{scope}/{plural}" + (f"/{quote(name, safe=':')}" if name else "")
 
     def is_namespaced(self, kind: Kind) -> bool:
         """Whether objects of this kind live in a namespace. Raises KindNotFoundError."""
-        return self._resource(kind)[1]
+        return self.resource(kind)[1]
 
-    def _resource(self, kind: Kind) -> tuple[str, bool]:
+    def resource(self, kind: Kind) -> tuple[str, bool]:
+        """The resource name of a kind and whether it is namespaced; what is served is asked once for each version.
+
+        Raises KindNotFoundError where the cluster does not serve it.
+        """
         if kind not in self._resources:
             try:
                 served = self.request("GET", _root(kind.api_version))["resources"]
@@ -232,7 +236,7 @@ class Cluster:
 
     def everywhere(self, kind: Kind, *, names_only: bool = False, **query: str) -> list[Manifest]:
         """The objects of one kind in all namespaces; queries as in `items`. `names_only`: nothing but metadata."""
-        plural, _ = self._resource(kind)
+        plural, _ = self.resource(kind)
         accept = _METADATA if names_only else "application/json"
         path = f"{_root(kind.api_version)}/{plural}"
         # An empty list of metadata comes as null.
