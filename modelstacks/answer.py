@@ -20,6 +20,7 @@ def answer(plan: Plan) -> dict[str, Any]:
         "engine": choice.engine,
         "engine_version": choice.form.version if choice.form is not None else None,
         "tier": choice.tier,
+        "launcher": plan.tier_form.launcher,
         "fits": plan.fits,
         "gpu": choice.gpu.id,
         "gpus_per_replica": topology.gpus,
@@ -28,6 +29,7 @@ def answer(plan: Plan) -> dict[str, Any]:
         "pipeline_parallel": topology.pipeline_parallel,
         "replicas": plan.spec.replicas,
         "replicas_at_most": plan.spec.replicas_at_most,
+        "clusters": list(plan.spec.clusters),
         "quantization": choice.quantization,
         "checkpoint": plan.checkpoint.repo if plan.checkpoint is not None else None,
         "revision": plan.checkpoint.revision if plan.checkpoint is not None else None,
@@ -129,7 +131,7 @@ def usd_per_million(plan: Plan) -> float | None:
     """USD for a million output tokens at the stated concurrency; None without price, replicas or throughput."""
     if plan.throughput is None or plan.cost.usd_per_hour is None or plan.spec.replicas == 0:
         return None
-    rate = plan.throughput.output_tokens_per_s * plan.spec.replicas
+    rate = plan.throughput.output_tokens_per_s * plan.spec.replicas * plan.spec.copies
     return economics.usd_per_million_tokens(plan.cost.usd_per_hour, rate)
 
 
@@ -151,6 +153,11 @@ def options(choice: Choice, plan: Plan) -> dict[str, Any]:
         "cloud": spec.cloud.model_dump(mode="json", by_alias=True, exclude_unset=True) if spec.cloud else None,
         "autoscale": spec.autoscale.model_dump(by_alias=True, exclude_unset=True) if spec.autoscale else None,
         "replicas": spec.replicas if spec.autoscale is None else None,
+        "launcher": spec.launcher,
+        "headRecovery": spec.head_recovery.model_dump(by_alias=True, exclude_unset=True)
+        if spec.head_recovery
+        else None,
+        "clusters": list(spec.clusters) or None,
     }
     return {key: value for key, value in asked.items() if value is not None} | {
         "model": choice.model.id,

@@ -100,8 +100,11 @@ def machines_for(gpu: Gpu, topology: Topology, market: Market) -> tuple[Machine,
     return tuple(own if market.cloud is not None else fitting)
 
 
-def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
-    """The cheapest way to run `replicas` of a topology. Dated prices come before undated ones."""
+def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market, copies: int = 1) -> Cost:
+    """The cheapest way to run `replicas` of a topology in each of `copies` clusters.
+
+    Dated prices come before undated ones.
+    """
     # Scaled to zero, the machine is the one that the first replica would take.
     wanted, anywhere = max(replicas, 1), market.cloud is None
     gpus, nodes = topology.gpus, nodes_per_replica(gpu, topology)
@@ -115,9 +118,9 @@ def cost(gpu: Gpu, topology: Topology, replicas: int, market: Market) -> Cost:
             if best is None or rank < best[0]:
                 best = rank, machine, price
     if best is None:
-        return Cost(None, nodes * replicas, None)
+        return Cost(None, nodes * replicas * copies, None)
     machine, chosen = best[1:]
-    machines = _machines_needed(machine.gpus, gpus, nodes, replicas)
+    machines = _machines_needed(machine.gpus, gpus, nodes, replicas) * copies
     return Cost(machine, machines, None if chosen is None else chosen.usd_per_hour * machines, chosen)
 
 

@@ -55,6 +55,14 @@ class AutoscaleSpec(Section):
     prometheus: Annotated[Word, Field(pattern=r"^https?://\S+$")] = "http://prometheus-operated.monitoring.svc:9090"
 
 
+class HeadRecoverySpec(Section):
+    """Where a Ray head keeps its state: a Redis that is there, or one of its own on a volume for each replica."""
+
+    redis: Annotated[Word, Field(pattern=r"^(rediss?://)?[a-z0-9.-]+:[0-9]{1,5}$")] | None = None
+    password_secret: DnsLabel | None = None
+    storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
+
+
 class PreferSpec(Section):
     """What an open choice is made from, in this order of worth: types and formats that are not named are left out."""
 
@@ -81,6 +89,9 @@ class StackSpec(Section):
     replicas: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1000)] = 1
     autoscale: AutoscaleSpec | None = None
     engine: Word | None = None
+    # What starts a replica of several nodes; each tier has a default.
+    launcher: Word | None = None
+    head_recovery: HeadRecoverySpec | None = None
     engine_version: Word | None = None
     text_only: bool = False
     lora_modules: dict[DnsLabel, Word] = Field(default_factory=dict)
@@ -92,6 +103,8 @@ class StackSpec(Section):
     accepted_license: Word | None = None
     namespace: DnsLabel | None = None
     kube_context: Word | None = None
+    # Contexts of several clusters that each get the whole stack.
+    clusters: tuple[Word, ...] = ()
     kubeconfig: Word | None = None
     require_reviewed: bool = False
     hub_token_secret: DnsLabel = "hub-token"
@@ -106,6 +119,11 @@ class StackSpec(Section):
     def replicas_at_most(self) -> int:
         """Replicas that may run at once; roll-outs take the old pod away before the new one comes, so none on top."""
         return self.replicas if self.autoscale is None else self.autoscale.max
+
+    @property
+    def copies(self) -> int:
+        """Clusters that the stack is deployed to: what is bought is bought in each."""
+        return max(1, len(self.clusters))
 
 
 KEYS = tuple(camel(name) for name in StackSpec.model_fields)
@@ -137,6 +155,7 @@ def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
     known: list[tuple[str, Any, tuple[str, ...]]] = [
         ("gpu", values.get("gpu"), catalog.gpu_ids),
         ("engine", values.get("engine"), tuple(catalog.versions.engines)),
+        ("launcher", values.get("launcher"), catalog.launchers),
         ("cloud.kind", kind, tuple(catalog.clouds)),
         ("cloud.fabric", cloud.get("fabric") if isinstance(cloud, Mapping) else None, ("auto", *catalog.fabrics)),
     ]
@@ -226,6 +245,26 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         problems.append(Problem(key_path("quantization"), text, spec.quantization, allowed))
     if spec.weights.claim is not None and spec.weights.storage_class is not None:
         problems.append(Problem(key_path("weights"), "takes claim or storageClass, not both"))
+    return problems + _places(spec)
+
+
+def _places(spec: StackSpec) -> list[Problem]:
+    """Clusters named twice or in two ways, and a head's state kept nowhere or in two places."""
+    problems = []
+    if spec.clusters and spec.kube_context is not None:
+        text = f"is {spec.kube_context}, and clusters names contexts too"
+        problems.append(Problem(key_path("kubeContext"), text, spec.kube_context, "one of the two"))
+    twice = sorted({name for name in spec.clusters if spec.clusters.count(name) > 1})
+    problems += [Problem(key_path("clusters"), f"names {name} twice", name) for name in twice]
+    if len(spec.clusters) > 1 and spec.cloud is not None and spec.cloud.management_context is not None:
+        text = "several clusters cannot have their pools in one management cluster: a pool belongs to one of them"
+        problems.append(Problem(key_path("clusters"), text, None, "a stack for each cluster"))
+    state = spec.head_recovery
+    if state is not None and (state.redis is None) == (state.storage_class is None):
+        text = "takes redis (host:port) or storageClass, one of the two"
+        problems.append(Problem(key_path("headRecovery"), text))
+    elif state is not None and state.password_secret is not None and state.redis is None:
+        problems.append(Problem(key_path("headRecovery.passwordSecret"), "is for a redis of yours, and none is named"))
     return problems
 
 
@@ -288,6 +327,7 @@ def _section(steps: list[str]) -> type[Section]:
     """The part of the stack file that a key stands in."""
     sections: dict[str, type[Section]] = {
         "": StackSpec, "autoscale": AutoscaleSpec, "cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec,
+        "headRecovery": HeadRecoverySpec,
         "cloud.capacity": Capacity, "cloud.tolerations": Toleration, "cloud.startupTaints": Taint,
         "cloud.infrastructure": ObjectRef, "cloud.bootstrap": ObjectRef,
     }  # fmt: skip

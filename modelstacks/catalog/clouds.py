@@ -95,6 +95,9 @@ class CloudKind(Row):
     node_ready_s: PositiveInt | None = None
     # The cloud, or what this project tells it, puts the kubelet's files on local NVMe where the machine has some.
     local_disks: bool = False
+    # Nodes carry the well-known zone label, and labels that tell how near they are in the network, nearest first.
+    zoned: bool = False
+    near: tuple[str, ...] = ()
     # Nodes can be had for pods that ask for huge pages.
     huge_pages: bool = True
     # Beginnings of names that the cloud keeps for itself.

@@ -52,6 +52,8 @@ class Fabric(Row):
     sidecar: Sidecar | None = None
     pod_security: Literal["restricted", "baseline", "privileged"] = "restricted"
     pod_security_reason: str | None = None
+    # What a worker finds in its file system when the network is there, each may be a glob.
+    paths: tuple[str, ...] = ()
     image_needs: str | None = None
     cluster_needs: tuple[str, ...] = ()
     verify: str

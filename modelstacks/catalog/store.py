@@ -17,7 +17,7 @@ from modelstacks.catalog.models import MissingModel, MissingModels, Model
 from modelstacks.catalog.operators import Operator, Operators
 from modelstacks.catalog.prices import apply_contract_prices
 from modelstacks.catalog.row import load_row
-from modelstacks.catalog.versions import EngineForm, Versions
+from modelstacks.catalog.versions import EngineForm, TierForm, Versions
 from modelstacks.errors import BadInput, Problem, listed
 
 
@@ -167,11 +167,24 @@ class Catalog:
         """A form of `engine` whose figures stand in where a tier has none of its own."""
         return next(iter(self.versions.engines[engine].values()))
 
-    def engine_form(self, engine: str, tier: str, version: str | None = None) -> EngineForm | None:
+    @cached_property
+    def launchers(self) -> tuple[str, ...]:
+        """Every launcher that some tier has, each once."""
+        return tuple(dict.fromkeys(name for forms in self.versions.tiers.values() for name in forms))
+
+    def tier_form(self, tier: str, launcher: str | None = None) -> TierForm:
+        """How `tier` is launched: by `launcher` where it has that one, else by its default."""
+        forms = self.versions.tiers[tier]
+        return forms.get(launcher or "") or next(iter(forms.values()))
+
+    def engine_form(
+        self, engine: str, tier: str, version: str | None = None, launcher: str | None = None
+    ) -> EngineForm | None:
         """The form of `engine` that runs in `tier`, as of `version`; None when there is none."""
-        form = self.versions.engines[engine].get(self.versions.tiers[tier].form)
+        name = self.tier_form(tier, launcher).form
+        form = self.versions.engines[engine].get(name)
         if form is None or version is None or version == form.version:
             return form
-        if (engine, tier, version) not in self._older:
-            self._older[engine, tier, version] = form.at(version)
-        return self._older[engine, tier, version]
+        if (engine, name, version) not in self._older:
+            self._older[engine, name, version] = form.at(version)
+        return self._older[engine, name, version]

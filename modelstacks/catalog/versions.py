@@ -145,6 +145,7 @@ class EngineForm(Row):
     oldest: str | None = None
     warning: str | None = None
     companions: dict[str, str] = Field(default_factory=dict)
+    state_image: str | None = None
     source: str
     date: datetime.date
 
@@ -198,14 +199,20 @@ def version_key(version: str) -> tuple[int, ...] | None:
 
 
 class TierForm(Row):
-    """A tier: the workload template it renders with, and the form of engine that fits into it."""
+    """A tier by one launcher: the workload template, the kind it gives, and the form of engine that fits into it."""
 
+    launcher: Id
     template: str
     form: str
+    kind: str
+    # The operator that turns the kind into pods, by its id in templates/operators.yaml.
+    operator: Id | None = None
     parts: tuple[str, ...]
     service_labels: dict[str, str] = Field(default_factory=dict)
     worker_labels: dict[str, str] = Field(default_factory=dict)
     helpers_per_replica: int = Field(default=0, ge=0)
+    # One apply may change all replicas at once, each in a way of its own; otherwise one follows the other.
+    changed_together: bool = False
     waits_for: str | None = None
 
 
@@ -223,7 +230,7 @@ class Versions(Row):
     """templates/versions.yaml."""
 
     engines: dict[str, dict[str, EngineForm]]
-    tiers: dict[str, TierForm]
+    tiers: dict[str, dict[str, TierForm]]
     loading: Loading
 
     @model_validator(mode="before")
@@ -233,4 +240,8 @@ class Versions(Row):
             engine: {form: {"engine": engine, **row} for form, row in forms.items()}
             for engine, forms in data.get("engines", {}).items()
         }
-        return {**data, "engines": engines}
+        tiers = {
+            tier: {name: {"launcher": name, **row} for name, row in forms.items()}
+            for tier, forms in data.get("tiers", {}).items()
+        }
+        return {**data, "engines": engines, "tiers": tiers}

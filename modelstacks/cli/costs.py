@@ -43,7 +43,7 @@ class CostLine:
 def line(name: str, plan: Plan, market: Market | None = None) -> CostLine:
     """The figures of one plan; those of a plan that does not fit, or of no replicas, stay None."""
     market = market or measured.market()
-    rate, cost, replicas = plan.throughput, plan.cost, plan.spec.replicas
+    rate, cost, replicas = plan.throughput, plan.cost, plan.spec.replicas * plan.spec.copies
     if rate is None or not plan.fits or not replicas:
         return CostLine(name, plan)
     tokens_per_s = rate.output_tokens_per_s * replicas

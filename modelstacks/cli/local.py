@@ -41,11 +41,49 @@ def preview(stack: Stack = "quickstart") -> None:
 
 
 @local_app.command()
+def ray(
+    stack: Annotated[str, typer.Argument(help="A stack over several nodes, such as deepseek-r1.")],
+    stop: Annotated[bool, typer.Option("--stop", help="Stop its local Ray instead.")] = False,
+    nodes: Annotated[Optional[int], typer.Option(min=0, help="Nodes a replica, other than planned.")] = None,
+    gpus_per_node: Annotated[Optional[int], typer.Option(min=1, help="GPUs a node, other than planned.")] = None,
+    accelerator_type: Annotated[Optional[str], typer.Option(help="Ray's name of another GPU, such as A100.")] = None,
+    shm_gib: Annotated[Optional[float], typer.Option(help="What nodes say of their /dev/shm.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run the serve config of a stack on a real Ray with simulated GPU nodes, and show where it landed."""
+    from modelstacks.local.raycluster import command
+
+    root = project.root()
+    report = _Progress(err=as_json)
+    if stop:
+        command.down(root, stack, report)
+        return
+    facts = {} if shm_gib is None else {"shm_gib": shm_gib}
+    found = command.up(root, stack, report, command.Nodes(nodes, gpus_per_node, accelerator_type, facts))
+    answers = {replica.name: command.stream(replica, replica.model) for replica in found}
+    if as_json:
+        rows = [replica.answer() | {"answer": answers[replica.name]} for replica in found]
+        typer.echo(json.dumps({"stack": stack, "replicas": rows}, indent=2))
+        return
+    for replica in found:
+        typer.echo(f"\n{replica.name}  {replica.endpoint}")
+        for group in replica.groups:
+            typer.echo(f"  ranks {group['first_rank']:>2}–{group['last_rank']:<2} on node {group['node'][:8]}")
+        typer.echo(f"  streamed: {answers[replica.name]}")
+    typer.echo(
+        f"\nnext:\n  edit modelstacks:replicas in stacks/Pulumi.{stack}.yaml, then: modelstacks local ray {stack}\n"
+        f"  modelstacks local ray {stack} --stop"
+    )
+
+
+@local_app.command()
 def down() -> None:
-    """Stop the cluster and remove its state; the toolchain cache stays."""
+    """Stop the cluster and every local Ray, and remove their state; the toolchain cache stays."""
     from modelstacks.local import cluster
     from modelstacks.local.layout import Layout
+    from modelstacks.local.raycluster import command
 
+    command.down(project.root(), None, _Progress())
     layout = Layout.of(project.root())
     cluster.down(layout, _Progress())
     shutil.rmtree(layout.state, ignore_errors=True)
@@ -90,9 +128,10 @@ def env() -> None:
 class _Progress:
     """Prints each line with the time since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, err: bool = False) -> None:
         self._start = time.monotonic()
+        self._err = err
 
     def __call__(self, line: str) -> None:
         elapsed = int(time.monotonic() - self._start)
-        typer.echo(f"[{elapsed // 60:2}:{elapsed % 60:02}] {line}")
+        typer.echo(f"[{elapsed // 60:2}:{elapsed % 60:02}] {line}", err=self._err)

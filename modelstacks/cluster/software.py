@@ -29,7 +29,7 @@ def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Fin
         return found + [_unused(snapshot, one) for one in there.values() if _is_unused(snapshot, one)]
     simulated = plan.cloud is not None and plan.cloud.simulated
     needed = set(plan.spec.operators) if not simulated else set()
-    needed |= {"kuberay"} if plan.tier_form.form == "ray" else set()
+    needed |= {plan.tier_form.operator} if plan.tier_form.operator is not None else set()
     needed |= {"keda"} if plan.spec.autoscale is not None and not simulated else set()
     for name in sorted(needed):
         row, installed = catalog.operators[name], there.get(name)

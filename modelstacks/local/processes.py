@@ -35,6 +35,14 @@ def running(folder: Path, programs: Collection[str]) -> list[Process]:
     return [process for process in _all() if process.program in programs and mark in " ".join(process.argv[1:])]
 
 
+def kill_session(leader: int) -> None:
+    """Kill all processes that were started under `leader`, the first process of a session, alive or not."""
+    for process in _all():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                os.kill(process.pid, signal.SIGKILL)
+
+
 def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
     """Start a program that outlives this process and its terminal; its output is appended to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -57,13 +57,14 @@ def plan(
         text = "is for replicas on one node: each replica of the Ray tier is a Ray cluster of its own"
         problem = Problem(key_path("autoscale"), text, None, "modelstacks:replicas")
         raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
+    _check_launcher(plan, catalog)
     plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan)))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
         plan = replace(plan, refusals=(*plan.refusals, *policy))
     else:
         plan = replace(plan, warnings=(*plan.warnings, *(refusal.message for refusal in policy)))
-    shipped = catalog.engine_form(decided.choice.engine, decided.choice.tier)
+    shipped = catalog.engine_form(decided.choice.engine, decided.choice.tier, launcher=spec.launcher)
     warnings = (*plan.warnings, *_warnings(plan, shipped, today, catalog))
     reasons = _reasons(spec, checked, decided) if chosen else ()
     narrower = choose.cheaper_and_narrower(chosen, spec, catalog, market) if chosen and thorough else None
@@ -91,7 +92,7 @@ def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked
         spec=spec,
         stack=stack,
         choice=choice,
-        tier_form=catalog.versions.tiers[choice.tier],
+        tier_form=catalog.tier_form(choice.tier, spec.launcher),
         cloud=kind,
         checkpoint=checkpoints.get(origin),
         weights_gib=decided.weights.total_gib,
@@ -108,6 +109,22 @@ def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked
     )
 
 
+def _check_launcher(plan: Plan, catalog: Catalog) -> None:
+    """Raise BadInput for a launcher, or a setting of one, that the decided plan has no use for."""
+    asked, tier = plan.spec.launcher, plan.choice.tier
+    forms = catalog.versions.tiers[tier]
+    problems = []
+    if asked is not None and asked not in forms:
+        where = "replicas of several nodes" if plan.nodes_per_replica == 1 else "replicas on one node"
+        text = f"{asked} is for {where}, this plan is {tier} ({plan.nodes_per_replica} × {plan.gpus_per_node} GPUs)"
+        problems.append(Problem(key_path("launcher"), text, asked, ", ".join(forms)))
+    if plan.spec.head_recovery is not None and plan.tier_form.form != "ray":
+        text = f"is for Ray heads, and {plan.tier_form.launcher} has none"
+        problems.append(Problem(key_path("headRecovery"), text, None, "leave it out"))
+    if problems:
+        raise BadInput(problems, source=plan.stack or plan.choice.model.id, next_step="correct the values named above")
+
+
 def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: Checked) -> Pool | None:
     """The node pool of the decided machines. Raises BadInput when the stack's limit is below what it asks for."""
     machine, choice = decided.cost.machine, decided.choice
@@ -119,7 +136,7 @@ def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: C
 
     return pool.pool(
         object_name(stack or choice.model.id), spec.cloud, kind, machine, decided.cost.price,
-        machines=decided.cost.machines, machines_of_one=machines(1), machines_at_most=machines(spec.replicas_at_most),
+        machines=machines(spec.replicas), machines_of_one=machines(1), machines_at_most=machines(spec.replicas_at_most),
     )  # fmt: skip
 
 
@@ -202,6 +219,8 @@ def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]
     month, budget = plan.usd_per_month_at_most, spec.budget_usd_per_month
     if budget is not None and month is not None and month > budget:
         what = f"{spec.replicas} × {plan.choice.topology.gpus} {plan.choice.gpu.id}"
+        if spec.copies > 1:
+            what = f"{what} in each of {spec.copies} clusters"
         if plan.pool is not None and plan.pool.all_machines_at_most > plan.pool.machines:
             bought = f"up to {plan.pool.all_machines_at_most} × {plan.pool.machine.name}"
             what = f"{what} may buy {bought}, which"

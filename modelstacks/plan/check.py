@@ -62,7 +62,7 @@ def choice_for(
     profile = profile_for(model, gpu.id, quantization)
     engine = spec.engine or profile.engine
     tier = tier_of(gpu, topology)
-    form = catalog.engine_form(engine, tier, spec.engine_version)
+    form = catalog.engine_form(engine, tier, spec.engine_version, spec.launcher)
     numbers = form or catalog.any_form(engine)
     # With the GPU open, every candidate must hold the same load, or the least would win.
     usual = profile if spec.gpu is not None else model.profiles[0]

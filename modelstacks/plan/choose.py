@@ -42,7 +42,9 @@ def candidates(spec: StackSpec, catalog: Catalog, model: Model, market: price.Ma
     replicas = max(spec.replicas, 1)
     cheapest = math.inf
     for gpu in _gpus(spec, catalog, model, market):
-        topologies = [(topology, price.cost(gpu, topology, replicas, market)) for topology in _topologies(spec, gpu)]
+        topologies = [
+            (topology, price.cost(gpu, topology, replicas, market, spec.copies)) for topology in _topologies(spec, gpu)
+        ]
         for quantization in _quantizations(spec, model):
             for topology, cost in topologies:
                 dollars = cost.rank
@@ -65,7 +67,7 @@ def configurations(spec: StackSpec, catalog: Catalog, model: Model, market: pric
 
 
 def _checked(choice: Choice, spec: StackSpec, market: price.Market) -> Checked:
-    return check(choice, market, price.cost(choice.gpu, choice.topology, max(spec.replicas, 1), market))
+    return check(choice, market, price.cost(choice.gpu, choice.topology, max(spec.replicas, 1), market, spec.copies))
 
 
 def best(checked: list[Checked]) -> Checked | None:
@@ -266,7 +268,7 @@ def _neighbours(refused: Checked, spec: StackSpec, catalog: Catalog, market: pri
     for gpu in _gpus(spec.model_copy(update={"gpu": None}), catalog, model, market):
         for topology in _topologies(open_counts, gpu):
             if gpu.id != choice.gpu.id and topology.gpus == choice.topology.gpus:
-                others.append((price.cost(gpu, topology, spec.replicas, market).rank, gpu.id, topology))
+                others.append((price.cost(gpu, topology, spec.replicas, market, spec.copies).rank, gpu.id, topology))
     for _, gpu_id, topology in sorted(others, key=lambda entry: entry[:2]):
         yield "gpu", at(catalog.gpus[gpu_id], choice.quantization, topology)
     for topology in topologies:

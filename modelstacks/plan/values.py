@@ -129,10 +129,12 @@ class Plan:
 
     @property
     def gpus(self) -> int:
-        """GPUs of all replicas."""
-        return self.choice.topology.gpus * self.spec.replicas
+        """GPUs of all replicas, in all clusters."""
+        return self.choice.topology.gpus * self.spec.replicas * self.spec.copies
 
     @property
     def usd_per_month_at_most(self) -> float | None:
         """USD a month of everything that may be bought, spares and a second pool included; None without a price."""
-        return self.cost.usd_per_month if self.pool is None else self.pool.usd_per_month_at_most
+        if self.pool is None or self.pool.usd_per_month_at_most is None:
+            return self.cost.usd_per_month if self.pool is None else None
+        return self.pool.usd_per_month_at_most * self.spec.copies

@@ -13,6 +13,7 @@ from modelstacks import documents
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import Plan
+from modelstacks.render import groups, ray
 from modelstacks.render.cloud import POOL_COMPONENT
 from modelstacks.render.templates import Manifest, many, part
 from modelstacks.render.values import context_of, form_of
@@ -21,7 +22,7 @@ from modelstacks.render.values import context_of, form_of
 _KIND_ORDER = (
     "Namespace", "EC2NodeClass", "AKSNodeClass", "NodePool", "ComputeClass", "MachineDeployment", "PriorityClass",
     "ResourceQuota", "ServiceAccount", "Secret", "ConfigMap", "NetworkPolicy", "Service", "PodDisruptionBudget",
-    "ResourceClaimTemplate", "Deployment", "RayService", "ScaledObject",
+    "PersistentVolumeClaim", "ResourceClaimTemplate", "Deployment", "RayService", "LeaderWorkerSet", "ScaledObject",
 )  # fmt: skip
 
 
@@ -48,6 +49,9 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
         "worker_annotations": placement["annotations"] | fabric["annotations"],
         "worker_volumes": volumes + fabric["volumes"],
     }
+    if plan.tier_form.form == "ray":
+        _check_shipped(plan, catalog)
+        context["ray"] = ray.values(plan, catalog, context)
     manifests = []
     if plan.spec.namespace_owner is None:
         manifests += many(catalog, "parts/namespace.yaml.j2", context)
@@ -87,6 +91,9 @@ def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
         parts.append("scaledobject")
     if context["spare"] is not None:
         parts.append("warmspare")
+    state = plan.spec.head_recovery
+    if state is not None and state.storage_class is not None:
+        parts.append("headstate")
     return parts
 
 
@@ -165,25 +172,23 @@ def verified(manifests: list[Manifest]) -> list[Manifest]:
     return sorted(manifests, key=lambda m: (order.get(m["kind"], len(order)), identity(m)))
 
 
-def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Manifest]:
+def _check_shipped(plan: Plan, catalog: Catalog) -> None:
+    """Raise BadInput when the plan is for another engine version than the image holds."""
     form = form_of(plan)
-    shipped = catalog.engine_form(plan.choice.engine, plan.choice.tier)
+    shipped = catalog.engine_form(plan.choice.engine, plan.choice.tier, launcher=plan.tier_form.launcher)
     if shipped is not None and shipped.version != form.version:
         text = f"is {form.version}, and the image holds {plan.choice.engine} {shipped.version}"
         problem = Problem("modelstacks:engineVersion", text, form.version, shipped.version)
         raise BadInput([problem], source="render", next_step="leave it out; `modelstacks plan --engine-version` asks")
-    engine = part(catalog, f"engines/{form.template}.yaml.j2", context)
+
+
+def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Manifest]:
     template = f"tiers/{plan.tier_form.template}.yaml.j2"
     if plan.tier_form.form == "ray":
-        env = part(catalog, "parts/ray-env.yaml.j2", context)
-        simulated = plan.cloud is not None and plan.cloud.simulated
-        ray = {
-            "env": env,
-            "worker_env": env + context["fabric"]["env"],
-            "serve_config": documents.write(engine),
-            "ray_version": form.companions["ray"],
-            "waits_for": None if simulated else plan.tier_form.waits_for,
-        }
-        return many(catalog, template, context | ray)
+        return many(catalog, template, context)
+    _check_shipped(plan, catalog)
+    engine = part(catalog, f"engines/{form_of(plan).template}.yaml.j2", context)
     container = part(catalog, "parts/container.yaml.j2", context | {"engine": engine})
+    if plan.nodes_per_replica > 1:
+        context = context | {"group": groups.values(plan, container, context)}
     return many(catalog, template, context | {"container": container})

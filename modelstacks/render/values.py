@@ -9,6 +9,7 @@ from typing import Any
 from modelstacks.catalog import Catalog, EngineForm
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import Plan
+from modelstacks.plan.rollout import rollout
 from modelstacks.podsize import OBJECT_STORE_GIB, pod_size
 from modelstacks.render import cloud
 
@@ -39,6 +40,10 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     flags = choice.model.engine_flags.get(choice.engine, ())
     root = form.user_id == 0
+    simulated = plan.cloud is not None and plan.cloud.simulated
+    surge = rollout(plan).way == "new-cluster"
+    state = spec.head_recovery
+    operator = plan.tier_form.operator
     return {
         "name": plan.name,
         "namespace": plan.namespace,
@@ -54,6 +59,11 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "autoscale": _autoscale(plan),
         "several_nodes": plan.nodes_per_replica > 1,
         "workers": nodes,
+        "waits_for": None if simulated else plan.tier_form.waits_for,
+        "group_surge": int(surge),
+        "group_unavailable": int(not surge),
+        "ray_operator_namespace": catalog.operators[operator].namespace if operator == "kuberay" else None,
+        "state_port": int(state.redis.rpartition(":")[2]) if state is not None and state.redis is not None else None,
         "checkpoint": checkpoint,
         "image": form.image,
         "port": form.port,
@@ -63,9 +73,7 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "context": load.context,
         "max_num_seqs": load.max_num_seqs,
         "max_num_batched_tokens": load.max_num_batched_tokens,
-        "max_ongoing_requests": 2 * load.max_num_seqs,
         "gpu_memory_utilization": load.gpu_memory_utilization,
-        "accelerator_type": choice.gpu.ray_accelerator_type,
         "hf_overrides": plan.hf_overrides,
         "quantize_flag": quantize.flag if quantize is not None and at_load else None,
         "kv_cache_flag": None if load.kv_cache_dtype == "auto" else load.kv_cache_dtype,
@@ -74,6 +82,10 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "startup_failures": math.ceil(times.startup_s / 10),
         "ready_s": times.ready_s,
         "pre_stop_s": PRE_STOP_S,
+        # Several nodes end together, so each stays until requests are done.
+        "leave_s": PRE_STOP_S + form.drain_s,
+        "leave_grace_s": PRE_STOP_S + form.drain_s + 15,
+        "shm_gib": size.shm_gib,
         "grace_s": PRE_STOP_S + form.drain_s + 15,
         "hub_token_secret": spec.hub_token_secret,
         "hub_token_optional": not choice.model.licence.gated,

@@ -1,0 +1,328 @@
+"""`modelstacks local ray <stack>`: every Ray cluster of a stack for real on this machine, made from its manifests.
+
+Nothing is simplified: the RayServices, the ConfigMaps and the application are those that `pulumi up` would apply; nodes
+are Ray's own with GPUs that only it believes in, and the engine is an imitation that holds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modelstacks import project, render, stackfile
+from modelstacks.catalog import Catalog
+from modelstacks.errors import BadInput, ClusterError, Problem, Refused, ToolchainError
+from modelstacks.local import ports, processes
+from modelstacks.local.layout import Layout
+from modelstacks.local.raycluster.state import Folder, NodeSpec, Wanted
+from modelstacks.plan import Plan, plan
+from modelstacks.render.ray import CODE_ROOT, PLAN_ROOT
+from modelstacks.render.templates import Manifest
+
+Report = Callable[[str], None]
+
+_START_WITHIN_S = 180
+# Missing nodes would come at once here, so there is no use in waiting longer.
+_NODES_WITHIN_S = 15
+_PROMPT = "Why does this plan fit?"
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """How the simulated nodes differ from the plan's: for rehearsing what happens then. None: as planned.
+
+    `nodes` is for each replica; `facts` is what every node says of itself (probe.py lists the keys).
+    """
+
+    nodes: int | None = None
+    gpus: int | None = None
+    accelerator_type: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One running Ray cluster: where its API is, the pid of its process, and the node of every rank in order."""
+
+    name: str
+    model: str
+    endpoint: str
+    pid: int
+    nodes_of_ranks: tuple[str, ...]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Runs of ranks on one node."""
+        found: list[dict[str, Any]] = []
+        for rank, node in enumerate(self.nodes_of_ranks):
+            if not found or found[-1]["node"] != node:
+                found.append({"node": node, "first_rank": rank, "last_rank": rank})
+            found[-1]["last_rank"] = rank
+        return found
+
+    def answer(self) -> dict[str, Any]:
+        """As JSON."""
+        nodes = self.nodes_of_ranks
+        return {
+            "name": self.name,
+            "model": self.model,
+            "endpoint": self.endpoint,
+            "pid": self.pid,
+            "nodes_of_ranks": list(nodes),
+            "gpus_of_nodes": {node: nodes.count(node) for node in dict.fromkeys(nodes)},
+        }
+
+
+def up(root: Path, stack: str, report: Report, nodes: Nodes | None = None) -> list[Replica]:
+    """Bring the local Ray to what the stack asks for now: new replicas start, gone ones stop, changed ones change.
+
+    Raises ClusterError with the application's own sentence when it stops, and within three minutes in any case.
+    """
+    check_installed()
+    decided = _plan(root, stack)
+    manifests = render.render(decided, Catalog())
+    services = [m for m in manifests if m["kind"] == "RayService"]
+    home = _home(root, stack)
+    wanted_names = {service["metadata"]["name"] for service in services}
+    for old in sorted(path for path in home.glob("*") if path.name not in wanted_names):
+        report(f"{old.name} is no replica of {stack} any more: stopping it")
+        _stop(old)
+    for service in services:
+        _want(service, manifests, decided, home, report, nodes or Nodes())
+    return [_await(service, decided, home, report) for service in services]
+
+
+def down(root: Path, stack: str | None, report: Report) -> None:
+    """Stop the local Ray clusters of one stack, or of all."""
+    folders = sorted(_home(root, stack or "*").parent.glob(stack or "*"))
+    for folder in folders:
+        for replica in sorted(path for path in folder.glob("*") if path.is_dir()):
+            report(f"stopping {replica.name}")
+            _stop(replica)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stream(replica: Replica, model: str, prompt: str = _PROMPT, max_tokens: int = 12) -> str:
+    """One streamed answer, as text. Raises ClusterError when there is none."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "stream": True}
+    request = urllib.request.Request(
+        f"{replica.endpoint}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    words = []
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            for line in answer:
+                event = line.decode().removeprefix("data: ").strip()
+                if event and event != "[DONE]":
+                    words.append(json.loads(event)["choices"][0]["delta"].get("content", ""))
+    except (OSError, ValueError, KeyError) as error:
+        raise ClusterError(
+            f"{replica.name} gave no answer: {error}", next_step=f"curl {replica.endpoint}/models"
+        ) from None
+    return "".join(words).strip()
+
+
+def check_installed() -> None:
+    """Raise ToolchainError where Ray is not, which only this tier needs."""
+    try:
+        import ray
+    except ImportError:
+        raise ToolchainError("Ray is not installed: it is an extra, which only the ray tier needs",
+                             next_step="make env, or pip install 'modelstacks[ray]'") from None  # fmt: skip
+    wanted = Catalog().engine_form("vllm", "ray", launcher="ray-serve")
+    if wanted is not None and ray.__version__ != wanted.companions["ray"]:
+        text = f"Ray {ray.__version__} is installed, stacks are rendered for {wanted.companions['ray']}"
+        raise ToolchainError(text, next_step="make env")
+
+
+def _plan(root: Path, stack: str) -> Plan:
+    catalog = Catalog()
+    decided = plan(stackfile.parse_file(stackfile.stack_file(root, stack), catalog), catalog, stack=stack)
+    if decided.refusals:
+        text = "\n".join([f"{stack} is refused", *decided.refusal_lines])
+        raise Refused(text, next_step=f"modelstacks plan {stack}")
+    if decided.tier_form.kind != "RayService":
+        how = f"tier {decided.choice.tier}, launched by {decided.tier_form.launcher}"
+        problem = Problem("stack", f"{stack} runs without Ray: {how}", stack, "a stack over several nodes")
+        raise BadInput([problem], source="local ray", next_step=f"make up STACK={stack}")
+    if not decided.spec.replicas:
+        raise BadInput([Problem("stack", f"{stack} has 0 replicas: nothing to run", stack)], source="local ray")
+    return decided
+
+
+def _home(root: Path, stack: str) -> Path:
+    return Layout.of(root).state / "ray" / stack
+
+
+def _want(
+    service: Manifest, manifests: list[Manifest], decided: Plan, home: Path, report: Report, nodes: Nodes
+) -> None:
+    """Mount the ConfigMaps, say what is wanted, and start the process unless it runs."""
+    name = service["metadata"]["name"]
+    folder = Folder(home / name)
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    plan_file = _mount(manifests, service, folder)
+    for application in config["applications"]:
+        application["args"]["plan"] = str(plan_file)
+    worker = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    container = worker["template"]["spec"]["containers"][0]
+    spec = NodeSpec(
+        gpus=decided.gpus_per_node if nodes.gpus is None else nodes.gpus,
+        accelerator_type=nodes.accelerator_type or decided.choice.gpu.ray_accelerator_type,
+        cpus=int(container["resources"]["requests"]["cpu"]),
+        facts=nodes.facts,
+    )
+    before = folder.status() if _runs(folder) else None
+    port = before["port"] if before is not None and "port" in before else _free_port(home)
+    count = worker["replicas"] if nodes.nodes is None else nodes.nodes
+    wanted = Wanted(config, (spec,) * count, port, config["applications"][0]["args"]["digest"])
+    if before is not None and folder.wanted() == wanted:
+        report(f"{name} runs already, unchanged")
+        return
+    if before is not None and folder.wanted().nodes != wanted.nodes:
+        report(f"{name} gets other nodes: restarting it")
+        _stop(folder.path, keep=True)
+        before = None
+    folder.want(wanted)
+    if before is not None:
+        report(f"{name} has another plan: changing it in place")
+        return
+    _sweep(folder)
+    (folder.path / "status.json").unlink(missing_ok=True)
+    what = " ".join(filter(None, (str(spec.gpus), spec.accelerator_type)))
+    report(f"{name}: a Ray head and {count} nodes with {what} each, on loopback")
+    command = [sys.executable, "-m", "modelstacks.local.raycluster.runner", str(folder.path)]
+    processes.start(command, environment=environment(decided, folder), log=folder.log)
+
+
+def _mount(manifests: list[Manifest], service: Manifest, folder: Folder) -> Path:
+    """Lay the ConfigMaps of the pods out as the kubelet would; returns the plan file."""
+    maps = {m["metadata"]["name"]: m["data"] for m in manifests if m["kind"] == "ConfigMap"}
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    sources = {v["name"]: v["configMap"]["name"] for v in head["volumes"] if "configMap" in v}
+    for mount in head["containers"][0]["volumeMounts"]:
+        target = folder.mounts / mount["mountPath"].lstrip("/")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for key, text in maps[sources[mount["name"]]].items():
+            (target / key).write_text(text, encoding="utf-8")
+    return folder.mounts / PLAN_ROOT.lstrip("/") / "plan.json"
+
+
+def environment(decided: Plan, folder: Folder) -> dict[str, str]:
+    """The variables of a local Ray: loopback alone, the application on the path, the imitation for an engine."""
+    form = decided.choice.form
+    assert form is not None, "a plan that runs has a form"
+    stub = Path(__file__).parent / "stub"
+    path = [str(stub), str(folder.mounts / CODE_ROOT.lstrip("/")), os.environ.get("PYTHONPATH", "")]
+    arguments = project.data_root() / "templates" / "engines" / f"vllm-{form.version}-arguments.json"
+    return {**os.environ} | {
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "MODELSTACKS_VLLM_ARGUMENTS": str(arguments),
+        "MODELSTACKS_NODES_WITHIN_S": str(_NODES_WITHIN_S),
+        "RAYLLM_VLLM_ENGINE_CLS": "modelstacks.local.raycluster.engine.ImitationEngine",
+        # Without it Ray takes this machine's outer address on Linux.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    }
+
+
+def _await(service: Manifest, decided: Plan, home: Path, report: Report) -> Replica:
+    """Wait until the application that is wanted serves. Raises ClusterError with its sentence when it stops."""
+    name = service["metadata"]["name"]
+    folder = Folder(home / name)
+    wanted = folder.wanted()
+    (application,) = (one["name"] for one in wanted.serve_config["applications"])
+    deadline = time.monotonic() + _START_WITHIN_S
+    while True:
+        status = folder.status() or {}
+        app = (status.get("applications") or {}).get(application)
+        if "failed" in status:
+            raise ClusterError(f"{name}: {status['failed']}", next_step=f"read {folder.log}")
+        if not _runs(folder) and time.monotonic() > deadline - _START_WITHIN_S + 5:
+            raise ClusterError(f"{name} ended: {processes.tail(folder.log, 3)}", next_step=f"read {folder.log}")
+        if app is not None and app["status"] == "DEPLOY_FAILED":
+            raise ClusterError(f"{name}: {sentence(app)}", next_step="mend what is named, and run this again")
+        placed = [g for g in status.get("placement") or [] if g["replica"].startswith(f"{application}#")]
+        if app is not None and app["status"] == "RUNNING" and placed and _answers(wanted.port):
+            break
+        if time.monotonic() > deadline:
+            said = f"it is {app['status']}" if app is not None else "it has not begun"
+            raise ClusterError(
+                f"{name} does not serve after {_START_WITHIN_S} s: {said}", next_step=f"read {folder.log}"
+            )
+        time.sleep(0.3)
+    report(f"{name} serves on 127.0.0.1:{wanted.port}")
+    endpoint = f"http://127.0.0.1:{wanted.port}/v1"
+    return Replica(name, decided.choice.model.id, endpoint, status["pid"], tuple(placed[0]["nodes_of_bundles"]))
+
+
+def sentence(application: dict[str, Any]) -> str:
+    """Why an application stopped, without the stack traces that Serve puts around it."""
+    texts = [application["message"], *(one["message"] for one in application["deployments"].values())]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    own = [line.rpartition("PlanError: ")[2] for line in lines if "PlanError: " in line]
+    return own[-1] if own else (lines[-1] if lines else "it stopped without a reason")
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+def _free_port(home: Path) -> int:
+    taken = {Folder(path).wanted().port for path in home.parent.glob("*/*") if (path / "wanted.json").is_file()}
+    return next(port for port in range(ports.FIRST, ports.LAST) if port not in taken and ports.is_free(port))
+
+
+def _runs(folder: Folder) -> bool:
+    return bool(_processes(folder.path))
+
+
+def _processes(path: Path) -> list[processes.Process]:
+    # The folder is the last argument, so nothing that only mentions it is meant.
+    found = processes.running(path.parent, (Path(sys.executable).name,))
+    return [
+        process for process in found if process.argv[-1] == str(path) and "raycluster.runner" in " ".join(process.argv)
+    ]
+
+
+def _stop(path: Path, *, keep: bool = False) -> None:
+    """End a cluster's process, which ends the cluster; what a killed one left behind is ended too."""
+    folder = Folder(path)
+    for sent, patience_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+        deadline = time.monotonic() + patience_s
+        for process in _processes(path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, sent)
+        while _processes(path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    _sweep(folder)
+    if not keep:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(folder: Folder) -> None:
+    """Kill what a cluster's process has left, which is what Ray's agents do when it was killed itself."""
+    status = folder.status() or {}
+    if status.get("pid"):
+        processes.kill_session(status["pid"])
+    if status.get("temp"):
+        shutil.rmtree(status["temp"], ignore_errors=True)
