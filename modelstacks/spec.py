@@ -245,10 +245,10 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         problems.append(Problem(key_path("quantization"), text, spec.quantization, allowed))
     if spec.weights.claim is not None and spec.weights.storage_class is not None:
         problems.append(Problem(key_path("weights"), "takes claim or storageClass, not both"))
-    return problems + _places(spec)
+    return problems + _places(spec, catalog)
 
 
-def _places(spec: StackSpec) -> list[Problem]:
+def _places(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     """Clusters named twice or in two ways, and a head's state kept nowhere or in two places."""
     problems = []
     if spec.clusters and spec.kube_context is not None:
@@ -258,6 +258,10 @@ def _places(spec: StackSpec) -> list[Problem]:
     problems += [Problem(key_path("clusters"), f"names {name} twice", name) for name in twice]
     if len(spec.clusters) > 1 and spec.cloud is not None and spec.cloud.management_context is not None:
         text = "several clusters cannot have their pools in one management cluster: a pool belongs to one of them"
+        problems.append(Problem(key_path("clusters"), text, None, "a stack for each cluster"))
+    kind = catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None
+    if len(spec.clusters) > 1 and kind is not None and kind.package is not None:
+        text = f"kind {kind.id} makes the nodes of one cluster, cloud.cluster, and {len(spec.clusters)} are named"
         problems.append(Problem(key_path("clusters"), text, None, "a stack for each cluster"))
     state = spec.head_recovery
     if state is not None and (state.redis is None) == (state.storage_class is None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -40,6 +40,8 @@ def _question(stack: str, context: str | None, kubeconfig: str | None, local: bo
 
     catalog, root = Catalog(), project.root()
     overlay: dict[str, Any] = {"kubeContext": context, "kubeconfig": kubeconfig}
+    if context is not None:
+        overlay["clusters"] = []
     path = stackfile.stack_file(root, stack)
     if local:
         from modelstacks.local import journey
@@ -78,25 +80,30 @@ def doctor(
     from modelstacks.cluster import access, doctor
 
     question = _question(stack, context, kubeconfig, local) if stack is not None else None
+    contexts = [context]
     if question is not None:
-        spec = question.decided.spec
-        kubeconfig, context = spec.kubeconfig, spec.kube_context
+        kubeconfig = question.decided.spec.kubeconfig
+        contexts = [place.spec.kube_context for place in question.decided.places]
     elif local:
         from modelstacks.local.layout import Layout
 
         kubeconfig = str(Layout.of(project.root()).kubeconfig)
         if not Path(kubeconfig).is_file():
             raise ClusterError("the embedded cluster is not up", next_step="make up")
-    host = "the cluster"
-    try:
-        cluster = access.connect(kubeconfig, context)
-        host = cluster.host
-        if question is None:
-            found = doctor.look(cluster, None, [], Catalog())
-        else:
-            found = doctor.look(cluster, question.decided, question.manifests, question.catalog)
-    except ClusterError as error:
-        found = [doctor.unreachable(error)]
+    hosts, found = [], []
+    for name in contexts:
+        try:
+            cluster = access.connect(kubeconfig, name)
+            hosts.append(cluster.host)
+            if question is None:
+                here = doctor.look(cluster, None, [], Catalog())
+            else:
+                here = doctor.look(cluster, question.decided, question.manifests, question.catalog)
+        except ClusterError as error:
+            here = [doctor.unreachable(error)]
+        several = len(contexts) > 1
+        found += [replace(one, message=f"{name}: {one.message}") if several else one for one in here]
+    host = ", ".join(hosts) or "the cluster"
     sick = any(one.level == "problem" for one in found)
     if as_json:
         answer = {"stack": stack, "cluster": host, "healthy": not sick, "findings": [one.answer() for one in found]}
@@ -123,16 +130,20 @@ def status(
     from modelstacks.cluster import status as standing
 
     question = _question(stack, context, kubeconfig, local)
-    spec = question.decided.spec
-    cluster = access.connect(spec.kubeconfig, spec.kube_context)
-    read = snapshot.read(cluster, question.decided.namespace, question.manifests)
-    findings = doctor.examine(read, question.decided, question.manifests, question.catalog)
-    found = standing.status(read, question.decided, question.manifests, findings)
+    standings = {}
+    for place in question.decided.places:
+        cluster = access.connect(place.spec.kubeconfig, place.spec.kube_context)
+        read = snapshot.read(cluster, place.namespace, question.manifests)
+        findings = doctor.examine(read, place, question.manifests, question.catalog)
+        standings[place.spec.kube_context] = standing.status(read, place, question.manifests, findings)
     if as_json:
-        typer.echo(json.dumps(standing.answer(stack, found), indent=2, ensure_ascii=False))
+        answers = {str(name): standing.answer(stack, found) for name, found in standings.items()}
+        one = next(iter(answers.values())) if len(answers) == 1 else {"stack": stack, "clusters": answers}
+        typer.echo(json.dumps(one, indent=2, ensure_ascii=False))
     else:
-        _print_status(stack, found)
-    if not found.healthy:
+        for name, found in standings.items():
+            _print_status(stack if len(standings) == 1 else f"{stack} in {name}", found)
+    if not all(found.healthy for found in standings.values()):
         raise typer.Exit(EXIT_FAULT)
 
 

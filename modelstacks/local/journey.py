@@ -63,7 +63,8 @@ def overlay(path: Path, catalog: Catalog) -> dict[str, Any]:
     """What differs on the embedded cluster: simulated nodes, unless the stack asks for them itself."""
     declared = stackfile.parse_file(path, catalog)
     own = declared.cloud is not None and declared.cloud.kind == "kwok"
-    return {} if own else {"cloud": {"kind": "kwok"}}
+    one: dict[str, Any] = {"clusters": []} if declared.clusters else {}
+    return one if own else one | {"cloud": {"kind": "kwok"}}
 
 
 def start(root: Path, layout: Layout, report: Report, without: Collection[str] = ()) -> Path:

@@ -61,24 +61,26 @@ def prepare(layout: Layout, root: Path) -> None:
 def _overlay(layout: Layout, root: Path, stack: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What differs on the embedded cluster: where it is, and simulated nodes unless the stack asks for them itself."""
     path = stackfile.stack_file(root, stack)
-    cloud = _declared_cloud(path)
     overlay: dict[str, Any] = {
         "modelstacks:stackFile": str(path),
         "modelstacks:kubeconfig": str(layout.kubeconfig),
     }
+    values = _declared(path)
+    if values.get("clusters"):
+        overlay["modelstacks:clusters"] = []
     # A stack that asks for simulated nodes itself keeps its own options, as they are when it is applied.
-    if cloud.get("kind") != "kwok":
+    cloud = values.get("cloud")
+    if not (isinstance(cloud, Mapping) and cloud.get("kind") == "kwok"):
         overlay["modelstacks:cloud"] = {"kind": "kwok"}
     # Secrets set by hand on the local project stay.
     return {key: value for key, value in kept.items() if isinstance(value, Mapping) and "secure" in value} | overlay
 
 
-def _declared_cloud(path: Path) -> Mapping[str, Any]:
+def _declared(path: Path) -> Mapping[str, Any]:
     try:
-        cloud = stackfile.stack_values(path).get("cloud")
+        return stackfile.stack_values(path)
     except Exception:  # a broken file of another stack must not stop this one; its own `up` reports it
         return {}
-    return cloud if isinstance(cloud, Mapping) else {}
 
 
 def environment(layout: Layout, pulumi: Path, kubectl: Path | None) -> dict[str, str]:

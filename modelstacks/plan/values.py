@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Fabric, Gpu, Model, TierForm
 from modelstacks.fit import Load, Memory, Topology
@@ -126,6 +126,17 @@ class Plan:
     def namespace(self) -> str:
         """The namespace everything lives in."""
         return self.spec.namespace or self.name
+
+    @property
+    def places(self) -> list[Plan]:
+        """This plan in each of its clusters, whose context is then the only one it knows."""
+        contexts = self.spec.clusters
+        if not contexts:
+            return [self]
+        return [
+            replace(self, spec=self.spec.model_copy(update={"kube_context": context, "clusters": ()}))
+            for context in contexts
+        ]
 
     @property
     def gpus(self) -> int:

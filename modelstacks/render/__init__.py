@@ -190,5 +190,5 @@ def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Man
     engine = part(catalog, f"engines/{form_of(plan).template}.yaml.j2", context)
     container = part(catalog, "parts/container.yaml.j2", context | {"engine": engine})
     if plan.nodes_per_replica > 1:
-        context = context | {"group": groups.values(plan, container, context)}
+        context = context | {"group": groups.values(plan, catalog, container, context)}
     return many(catalog, template, context | {"container": container})

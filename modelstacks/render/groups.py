@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelstacks.catalog import Catalog
 from modelstacks.plan import Plan
 from modelstacks.render.ray import affinity
+from modelstacks.render.templates import part
 
 # vLLM's --master-port by default; ranks meet there, and talk on random ports after that.
 _MASTER_PORT = 29501
@@ -13,8 +15,8 @@ _MASTER_PORT = 29501
 _GROUP_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 
 
-def values(plan: Plan, container: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
-    """The containers of leader and workers, from the one that would serve alone."""
+def values(plan: Plan, catalog: Catalog, container: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    """The pod templates of leader and workers, from the container that would serve alone."""
     several = [
         "--nnodes", str(plan.nodes_per_replica), "--master-addr", "$(LWS_LEADER_ADDRESS)",
         "--master-port", str(_MASTER_PORT), "--distributed-executor-backend", "mp",
@@ -37,4 +39,9 @@ def values(plan: Plan, container: dict[str, Any], context: dict[str, Any]) -> di
     for terms in placed["podAffinity"].values():
         for term in terms:
             term.get("podAffinityTerm", term)["matchLabelKeys"] = [_GROUP_LABEL]
-    return {"leader": leader, "worker": worker, "affinity": placed}
+
+    def pod(container: dict[str, Any]) -> Any:
+        group = {"group": {"container": container, "affinity": placed}}
+        return part(catalog, "parts/grouppod.yaml.j2", context | group)
+
+    return {"leader": pod(leader), "worker": pod(worker)}

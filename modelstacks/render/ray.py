@@ -48,6 +48,8 @@ def values(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, A
         "code_root": CODE_ROOT,
         "upgrade": "NewCluster" if rollout(plan).way == "new-cluster" else "None",
         "recovery": recovery,
+        # By which the program knows what must be there before a head.
+        "state_labels": context["labels"] | {"app.kubernetes.io/component": "head-state"},
         "replicas": [_replica(plan, name, context, recovery) for name in context["replica_names"]],
     }
     simulated = plan.cloud is not None and plan.cloud.simulated

@@ -53,11 +53,13 @@ def test_every_engine_form_has_its_template_and_every_tier_its_form() -> None:
     versions = CATALOG.versions
     templates = {form.template for forms in versions.engines.values() for form in forms.values()}
     assert templates == {path.name.removesuffix(".yaml.j2") for path in (ROOT / "templates" / "engines").glob("*.j2")}
-    assert {tier.template for tier in versions.tiers.values()} == {
+    tiers = [form for forms in versions.tiers.values() for form in forms.values()]
+    assert {tier.template for tier in tiers} == {
         path.name.removesuffix(".yaml.j2") for path in (ROOT / "templates" / "tiers").glob("*.j2")
     }
-    for tier in versions.tiers.values():
+    for tier in tiers:
         assert any(tier.form in forms for forms in versions.engines.values())
+        assert tier.operator is None or tier.operator in CATALOG.operators
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pulumi
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from pulumi.runtime import mocks
 
-from modelstacks import program, project, stackfile
+from modelstacks import program, project, registration, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.cluster import operators
 
@@ -173,10 +174,17 @@ def test_an_overlay_reads_the_stack_file_afresh(tmp_path: Path, monkeypatch: pyt
 )
 def test_only_kubernetes_own_groups_are_typed(api_version: str, kind: str, typed: bool) -> None:
     """A CRD group that begins like a built-in one must not hit it."""
-    assert (program.typed_class(api_version, kind) is not None) == typed
+    assert (registration.typed_class(api_version, kind) is not None) == typed
 
 
 OPERATORS = {"modelstacks:operators": '["kuberay", "keda"]'}
+
+
+def claim_of(recorder: Recorder) -> Any:
+    """What the stack says of the operators that it uses."""
+    maps = [plain(r.inputs) for r in recorder.resources if r.typ == "kubernetes:core/v1:ConfigMap"]
+    (claim,) = [one for one in maps if one["metadata"]["name"].endswith("-operators")]
+    return claim["data"]
 
 
 def test_operators_are_pinned_releases_that_stay_when_the_stack_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,22 +196,20 @@ def test_operators_are_pinned_releases_that_stay_when_the_stack_goes(monkeypatch
         release = releases[row.release]
         assert (release["chart"], release["version"], release["namespace"]) == (row.chart, row.version, row.namespace)
         assert release["repositoryOpts"] == {"repo": row.repo}
-    (claim,) = [r for r in recorder.resources if r.typ == "kubernetes:core/v1:ConfigMap"]
-    assert plain(claim.inputs)["data"] == {"kuberay": "installed", "keda": "installed"}
+    assert claim_of(recorder) == {"kuberay": "installed", "keda": "installed"}
 
 
 def test_an_operator_that_is_there_is_used_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cluster has one of two, by another's hand."""
     kuberay = CATALOG.operators["kuberay"]
     found = {"kuberay": operators.Installation(kuberay, "1.5.1", "ray-system", True, "workload")}
-    monkeypatch.setattr(program, "preflight", lambda *_: object())
+    monkeypatch.setattr(program, "preflight", lambda *_: SimpleNamespace(get=lambda *_: None))
     monkeypatch.setattr(program.watch, "start", lambda *_: None)
-    monkeypatch.setattr(program.operators, "find_in", lambda *_: found)
-    monkeypatch.setattr(program.operators, "own_claims", lambda *_: {})
+    monkeypatch.setattr(registration.operators, "find_in", lambda *_: found)
+    monkeypatch.setattr(registration.operators, "own_claims", lambda *_: {})
     recorder = run_program("deepseek-r1", config_of("deepseek-r1") | OPERATORS, monkeypatch)
     assert [plain(r.inputs)["name"] for r in recorder.resources if r.typ.endswith(":Release")] == ["keda"]
-    (claim,) = [r for r in recorder.resources if r.typ == "kubernetes:core/v1:ConfigMap"]
-    assert plain(claim.inputs)["data"] == {"kuberay": "used", "keda": "installed"}
+    assert claim_of(recorder) == {"kuberay": "used", "keda": "installed"}
 
 
 def test_shared_things_have_a_provider_that_takes_them_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,361 @@
+"""Manifests → Pulumi resources: components, providers, one resource a manifest, typed where Kubernetes has the kind.
+
+Nothing is decided here but the order: what others need comes first, and replicas that run are changed one by one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+
+from modelstacks import cloudspec, pools, render
+from modelstacks.catalog import Catalog
+from modelstacks.cluster import operators
+from modelstacks.cluster.connection import Cluster, Kind
+from modelstacks.errors import ClusterError
+from modelstacks.fields import NAMESPACE
+from modelstacks.plan import Plan
+from modelstacks.plan.rollout import rollout
+from modelstacks.render.templates import Manifest
+
+Resources = list[pulumi.Resource]
+
+# Admitted with their account, network rules, quota, files and claims in place, pods are never in a half-made namespace.
+_BEFORE_PODS = (
+    "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "ResourceQuota", "PriorityClass", "ResourceClaimTemplate",
+    "ConfigMap",
+)  # fmt: skip
+_OPERATOR_READY_S = 900
+# What a Ray head keeps its state in must be there before the head.
+_STATE_COMPONENT = "head-state"
+
+
+class Foundation(pulumi.ComponentResource):
+    """The namespace, the hub token's Secret when the stack carries the token, and operators that the stack installs."""
+
+    def __init__(
+        self,
+        name: str,
+        manifests: list[Manifest],
+        decided: Plan,
+        decisions: list[operators.Decision],
+        opts: pulumi.ResourceOptions,
+        places: Places,
+    ) -> None:
+        super().__init__("modelstacks:index:Foundation", name, None, opts)
+        prefix = places.prefix
+        self.resources = register_all(manifests, self, prefix, options=places.namespace)
+        self.resources += _hub_token(decided, self, prefix, self.resources)
+        if decisions:
+            # Said before it is done: an `up` that is cut short knows its own at the next one.
+            labels = {"app.kubernetes.io/managed-by": "modelstacks"}
+            claim = operators.claim(decided.name, decided.namespace, decisions, labels)
+            claims = register_all([claim], self, prefix, self.resources)
+            self.resources += claims + _releases(decided, decisions, self, prefix, claims)
+        self.register_outputs({"objects": len(self.resources)})
+
+
+class NodePool(pulumi.ComponentResource):
+    """What provisions GPU nodes, manifests or resources of a cloud's own package; none for nodes that exist already."""
+
+    def __init__(
+        self,
+        name: str,
+        manifests: list[Manifest],
+        managed: tuple[pools.NodeGroup, str] | None,
+        opts: pulumi.ResourceOptions,
+        places: Places,
+    ) -> None:
+        super().__init__("modelstacks:index:NodePool", name, None, opts)
+        self.resources = register_all(manifests, self, places.prefix, options=places.pool)
+        if managed is not None:
+            self.resources += pools.create(*managed, pulumi.ResourceOptions(parent=self))
+        self.register_outputs({"objects": len(self.resources)})
+
+
+class ModelServer(pulumi.ComponentResource):
+    """The workload and what surrounds it, after the namespace and the pool."""
+
+    def __init__(
+        self,
+        name: str,
+        manifests: list[Manifest],
+        after: Resources,
+        changes: Changes,
+        opts: pulumi.ResourceOptions,
+        prefix: str,
+    ) -> None:
+        super().__init__("modelstacks:index:ModelServer", name, None, opts)
+        # A pod is admitted with its account and its network rules in place, not before.
+        early = [m for m in manifests if m["kind"] in _BEFORE_PODS or _is_head_state(m)]
+        first = register_all(early, self, prefix, after)
+        late = [m for m in manifests if m not in early]
+        servers: Resources = []
+        # A replica that runs is changed when the one before it serves again, so the others answer meanwhile.
+        before: Resources = []
+        for manifest in [m for m in late if m["kind"] != "Service"]:
+            running = changes.one_by_one and render.identity(manifest) in changes.running
+            waits_for = [*after, *first, *(before if running else [])]
+            made = register_all([manifest], self, prefix, waits_for, changes.options(manifest))
+            before = made if running else before
+            servers += made
+        # A Service is awaited until an endpoint answers, so it comes after the servers.
+        services = register_all([m for m in late if m["kind"] == "Service"], self, prefix, [*after, *servers])
+        self.resources = [*first, *servers, *services]
+        self.register_outputs({"objects": len(self.resources)})
+
+
+class ModelStack(pulumi.ComponentResource):
+    """One stack: foundation, node pool and server, on explicit providers."""
+
+    def __init__(
+        self,
+        decided: Plan,
+        manifests: list[Manifest],
+        managed: tuple[pools.NodeGroup, str] | None,
+        decisions: list[operators.Decision],
+        changes: Changes,
+        opts: pulumi.ResourceOptions,
+        places: Places,
+    ) -> None:
+        name = places.prefix + decided.name
+        super().__init__("modelstacks:index:ModelStack", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        base = [m for m in manifests if m["kind"] == "Namespace"]
+        pool = [m for m in manifests if render.is_pool(m)]
+        rest = [m for m in manifests if m not in base and m not in pool]
+        foundation = Foundation(f"{name}-foundation", base, decided, decisions, child, places)
+        node_pool = NodePool(f"{name}-nodes", pool, managed, child, places)
+        made = [*foundation.resources, *node_pool.resources]
+        ModelServer(f"{name}-server", rest, made, changes, child, places.prefix)
+        self.register_outputs({"endpoint": render.endpoint(decided)})
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Options of the objects that other stacks use too, or that live in another cluster; None: as all the others.
+
+    `prefix` begins the name of every resource where the stack has several clusters.
+    """
+
+    namespace: pulumi.ResourceOptions | None
+    pool: pulumi.ResourceOptions | None
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How workloads are changed. `running` are those that the cluster has already.
+
+    KubeRay leaves a running cluster as it is unless it may put a second one beside it. Where it may not, a change of
+    the cluster itself is a new RayService in place of the old one, which gives its GPUs back first.
+    """
+
+    one_by_one: bool
+    replaced: bool
+    running: frozenset[tuple[str, str, str]]
+
+    def options(self, manifest: Manifest) -> pulumi.ResourceOptions | None:
+        """Options of one workload; None: none of its own."""
+        if not self.replaced or manifest["kind"] != "RayService":
+            return None
+        return pulumi.ResourceOptions(replace_on_changes=["spec.rayClusterConfig"], delete_before_replace=True)
+
+
+def changes_of(decided: Plan, manifests: list[Manifest], live: Cluster | None) -> Changes:
+    """What the plan's launcher asks for, and which of its workloads run."""
+    together = decided.tier_form.changed_together
+    own = [m for m in manifests if m["kind"] == decided.tier_form.kind] if together else []
+    running = frozenset(render.identity(m) for m in own if live is not None and _is_there(live, m))
+    return Changes(together, together and rollout(decided).way == "in-place", running)
+
+
+def _is_there(live: Cluster, manifest: Manifest) -> bool:
+    kind, space, name = render.identity(manifest)
+    try:
+        return live.get(Kind(manifest["apiVersion"], kind), space, name) is not None
+    except ClusterError:
+        return False
+
+
+def _is_head_state(manifest: Manifest) -> bool:
+    return bool(manifest["metadata"].get("labels", {}).get("app.kubernetes.io/component") == _STATE_COMPONENT)
+
+
+def register(places: list[tuple[Plan, Cluster | None]], manifests: list[Manifest], catalog: Catalog) -> None:
+    """Create the stack's resources in each of its clusters, and export its outputs.
+
+    `places` are the plan in each cluster, with the live cluster where it was looked at.
+    """
+    several = len(places) > 1
+    for decided, live in places:
+        context = decided.spec.kube_context
+        _register_in(decided, manifests, catalog, live, f"{_name_of(context)}-" if several and context else "")
+    decided = places[0][0]
+    endpoint = render.endpoint(decided)
+    pulumi.export("endpoint", endpoint)
+    pulumi.export("endpoints", {place.spec.kube_context or "default": endpoint for place, _ in places})
+    pulumi.export("model", decided.choice.model.id)
+    pulumi.export("tier", decided.choice.tier)
+    pulumi.export("gpu", decided.choice.gpu.id)
+    pulumi.export("gpus", sum(place.gpus for place, _ in places))
+    pulumi.export("replicas", decided.spec.replicas)
+    month = decided.cost.usd_per_month
+    pulumi.export("usdPerMonth", None if month is None else round(month, 2))
+
+
+def _name_of(context: str) -> str:
+    """A context in the name of a resource: some clouds put slashes and colons into them."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context)
+
+
+def _register_in(decided: Plan, manifests: list[Manifest], catalog: Catalog, live: Cluster | None, prefix: str) -> None:
+    """Create the providers and the resources of one cluster."""
+    spec, cloud = decided.spec, decided.spec.cloud
+    provider = _provider(f"{prefix}cluster", decided, spec.kube_context)
+    shared = _provider(f"{prefix}shared", decided, spec.kube_context, adopt=True) if spec.shared else None
+    management = None
+    if cloud is not None and cloud.management_context is not None:
+        management = _provider("management", decided, cloud.management_context)
+    # What others use stays when this stack goes, and is taken over as it is when this stack comes back.
+    kept = pulumi.ResourceOptions(retain_on_delete=True, provider=shared)
+    pool_options = kept if "pool" in spec.shared else None
+    if management is not None:
+        pool_options = pulumi.ResourceOptions(provider=management, retain_on_delete="pool" in spec.shared)
+    places = Places(kept if "namespace" in spec.shared else None, pool_options, prefix)
+    kind = decided.cloud
+    region = None if kind is None or cloud is None else cloudspec.region_of(cloud, kind, catalog)
+    group = pools.node_group(decided, region)
+    managed = None if group is None or kind is None or kind.package is None else (group, kind.package)
+    ModelStack(
+        decided, manifests, managed, decide_operators(decided, catalog, live), changes_of(decided, manifests, live),
+        pulumi.ResourceOptions(providers=[provider]), places,
+    )  # fmt: skip
+
+
+def _provider(name: str, decided: Plan, context: str | None, *, adopt: bool = False) -> kubernetes.Provider:
+    return kubernetes.Provider(
+        name,
+        kubeconfig=decided.spec.kubeconfig or os.environ.get("KUBECONFIG"),
+        context=context,
+        # Without an identity, another kubeconfig path would look like another cluster and replace everything.
+        cluster_identifier=context or "default",
+        enable_server_side_apply=True,
+        upsert_existing_objects=True if adopt else None,
+    )
+
+
+def decide_operators(decided: Plan, catalog: Catalog, live: Cluster | None) -> list[operators.Decision]:
+    """Which of the stack's operators it installs, and which are there already by another's hand."""
+    asked = [catalog.operators[name] for name in decided.spec.operators]
+    if not asked:
+        return []
+    if decided.cloud is not None and decided.cloud.simulated:
+        pulumi.log.info(f"simulated nodes need no {', '.join(decided.spec.operators)}: nothing is installed")
+        return []
+    if live is None:
+        pulumi.log.warn(f"the cluster was not asked which of {', '.join(decided.spec.operators)} it has")
+        return operators.decide(asked, {}, {})
+    found = operators.find_in(live, asked)
+    decisions = operators.decide(asked, found, operators.own_claims(live, decided.namespace, decided.name))
+    for decision in decisions:
+        there = decision.found
+        if not decision.installs and there is not None:
+            version = f" {there.version}" if there.version else ""
+            pulumi.log.info(f"{decision.operator.id}{version} is there already ({there.by}): used as it is")
+    return decisions
+
+
+def _releases(
+    decided: Plan, decisions: list[operators.Decision], parent: pulumi.Resource, prefix: str, after: Resources
+) -> Resources:
+    """A Helm release for every operator that this stack installs. It stays when the stack goes: others may use it."""
+    kind = decided.cloud.id if decided.cloud is not None else None
+    options = pulumi.ResourceOptions(parent=parent, depends_on=after, retain_on_delete=True)
+    return [
+        kubernetes.helm.v3.Release(
+            f"{prefix}operator-{one.operator.id}",
+            kubernetes.helm.v3.ReleaseArgs(
+                name=one.operator.release,
+                namespace=one.operator.namespace,
+                create_namespace=True,
+                chart=one.operator.chart,
+                version=one.operator.version,
+                repository_opts=kubernetes.helm.v3.RepositoryOptsArgs(repo=one.operator.repo)
+                if one.operator.repo is not None
+                else None,
+                values=one.operator.values_for(kind),
+                timeout=_OPERATOR_READY_S,
+            ),
+            opts=options,
+        )
+        for one in decisions
+        if one.installs
+    ]
+
+
+def register_all(
+    manifests: list[Manifest],
+    parent: pulumi.Resource,
+    prefix: str,
+    depends_on: Resources | None = None,
+    options: pulumi.ResourceOptions | None = None,
+) -> Resources:
+    """One resource per manifest, children of `parent`, with names that begin with `prefix`."""
+    base = pulumi.ResourceOptions(parent=parent, depends_on=list(depends_on or []))
+    merged = base if options is None else pulumi.ResourceOptions.merge(base, options)
+    return [register_manifest(manifest, merged, prefix) for manifest in manifests]
+
+
+def register_manifest(manifest: Manifest, options: pulumi.ResourceOptions, prefix: str = "") -> pulumi.Resource:
+    """The typed resource of a built-in kind, CustomResource for everything else; inputs equal the manifest."""
+    api_version, kind = manifest["apiVersion"], manifest["kind"]
+    _, namespace, name = render.identity(manifest)
+    resource_name = prefix + "-".join(part for part in (kind.lower(), namespace, name) if part)
+    fields = {_snake(key): value for key, value in manifest.items() if key not in ("apiVersion", "kind")}
+    typed = typed_class(api_version, kind)
+    if typed is not None:
+        resource: pulumi.Resource = typed(resource_name, opts=options, **fields)
+        return resource
+    return kubernetes.apiextensions.CustomResource(
+        resource_name, api_version=api_version, kind=kind, opts=options, **fields
+    )
+
+
+def typed_class(api_version: str, kind: str) -> Any | None:
+    """The pulumi_kubernetes class of a group, version and kind; None for custom resources.
+
+    A CRD group such as apps.example.com must not be taken for apps, so only Kubernetes' own groups are looked up.
+    """
+    group, _, version = api_version.rpartition("/")
+    if group and "." in group and not group.endswith(".k8s.io"):
+        return None
+    try:
+        module = importlib.import_module(f"pulumi_kubernetes.{group.split('.')[0] or 'core'}.{version}")
+    except ModuleNotFoundError:
+        return None
+    return getattr(module, kind, None)
+
+
+def _hub_token(decided: Plan, parent: pulumi.Resource, prefix: str, after: Resources) -> Resources:
+    token = pulumi.Config(NAMESPACE).get_secret("hubToken")
+    if token is None:
+        return []
+    name, namespace = decided.spec.hub_token_secret, decided.namespace
+    secret = kubernetes.core.v1.Secret(
+        f"{prefix}secret-{namespace}-{name}",
+        metadata={"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "modelstacks"}},
+        string_data={"token": token},
+        opts=pulumi.ResourceOptions(parent=parent, depends_on=after),
+    )
+    return [secret]
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
