@@ -98,10 +98,10 @@ def _pool(plan: Plan) -> dict[str, Any] | None:
         "gpus_per_machine": pool.machine.gpus,
         "machines": pool.machines,
         "spares": pool.spares,
-        "machines_at_most": pool.all_machines_at_most,
-        "gpus_at_most": pool.all_machines_at_most * pool.machine.gpus,
+        "machines_at_most": pool.all_machines_at_most * plan.spec.copies,
+        "gpus_at_most": pool.all_machines_at_most * pool.machine.gpus * plan.spec.copies,
         "capacity": [[capacity.model_dump() for capacity in step] for step in pool.steps],
-        "usd_per_month_at_most": _usd(pool.usd_per_month_at_most),
+        "usd_per_month_at_most": _usd(plan.usd_per_month_at_most),
         "fabric": plan.fabric.id if plan.fabric is not None else None,
     }
 

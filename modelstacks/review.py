@@ -15,6 +15,7 @@ from modelstacks.cloudspec import Capacity
 from modelstacks.errors import ModelstacksError
 from modelstacks.ledger import ledger_bar
 from modelstacks.plan import Plan
+from modelstacks.plan.rollout import rollout
 from modelstacks.render.templates import Manifest
 
 PLAN_FILE = "plan.md"
@@ -92,6 +93,7 @@ def page(plan: Plan, manifests: list[Manifest], stack: str, catalog: Catalog) ->
         "",
         *_what_runs(plan),
         *_nodes(plan),
+        *_over_nodes(plan),
         *_why_it_fits(plan),
         *_cost(plan),
         *_times(plan),
@@ -154,7 +156,9 @@ def _nodes(plan: Plan) -> list[str]:
         if len(pool.steps) > 1:
             at_most += f", in each of {len(pool.steps)} pools"
         bound = "the pool's own limit" if kind.bounded_by == "pool" else "the namespace's quota of GPUs"
-        month = pool.usd_per_month_at_most
+        month = plan.usd_per_month_at_most
+        if plan.spec.copies > 1:
+            at_most += f", in each of {plan.spec.copies} clusters"
         money = "" if month is None else f": at most ${month:,.0f} a month"
         owner = f"the pool of stack {pool.owner}" if pool.owner else f"`{pool.name}`"
         ways = [_way(capacity) for step in pool.steps for capacity in step]
@@ -179,6 +183,28 @@ def _nodes(plan: Plan) -> list[str]:
         rows.append((software.name, f"{who}{operator}{note}"))
     table = ["## Where it runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
     return table + ([*(f"- {note}" for note in kind.notes), ""] if kind.notes else [])
+
+
+def _over_nodes(plan: Plan) -> list[str]:
+    """How a replica over several nodes starts, is changed and is lost."""
+    if plan.nodes_per_replica == 1:
+        return []
+    form, change, minutes = plan.tier_form, rollout(plan), _minutes(plan.timeouts.load_s)
+    rows = [("Launcher", f"`{form.launcher}`: {form.about}"), *form.notes.items()]
+    if form.changed_together:
+        rows.append(("A change of context, batch or flags", f"in place, on the same pods: {minutes} without a replica"))
+    if change.way == "new-cluster":
+        rows.append(("A change of pods", f"beside the running ones, {change.needed_nodes} nodes more: {change.reason}"))
+    else:
+        rows.append(("A change of pods", f"a replica goes before the next comes, no GPU more; {change.reason}"))
+    state = plan.spec.head_recovery
+    if form.form == "ray":
+        kept = state.redis or f"a Redis of its own on {state.storage_class}" if state is not None else None
+        rows.append(("A lost head", f"is replaced, its state is kept in {kept}" if kept else
+                     f"takes its replica down for {minutes} and more: `headRecovery` keeps its state"))  # fmt: skip
+    if plan.spec.clusters:
+        rows.append(("Clusters", f"{', '.join(plan.spec.clusters)}: the whole stack in each, one endpoint each"))
+    return ["## Over several nodes", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
 
 
 def _way(capacity: Capacity) -> str:

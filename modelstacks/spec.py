@@ -110,6 +110,8 @@ class StackSpec(Section):
     hub_token_secret: DnsLabel = "hub-token"
     image_pull_secret: DnsLabel | None = None
     operators: tuple[Word, ...] = ()
+    # Where KubeRay runs: no other namespace reaches a Ray head.
+    ray_operator_namespace: DnsLabel | None = None
     # What other stacks use too, so that destroying this one leaves it; and whose namespace this stack lives in.
     shared: tuple[Literal["namespace", "pool"], ...] = ()
     namespace_owner: Word | None = None

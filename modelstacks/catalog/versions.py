@@ -202,6 +202,9 @@ class TierForm(Row):
     """A tier by one launcher: the workload template, the kind it gives, and the form of engine that fits into it."""
 
     launcher: Id
+    about: str
+    # What a reviewer should know of replicas over several nodes: title → text.
+    notes: dict[str, str] = Field(default_factory=dict)
     template: str
     form: str
     kind: str

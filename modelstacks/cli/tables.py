@@ -178,12 +178,10 @@ def _money_lines(console: Console, decided: Plan) -> None:
         )
     if pool is not None:
         ways = ", then ".join(capacity.way for step in pool.steps for capacity in step)
-        most = pool.usd_per_month_at_most
+        most = decided.usd_per_month_at_most
         money = "" if most is None else f", ${most:,.0f} a month"
-        machines, gpus = (
-            f"{pool.all_machines_at_most} × {pool.machine.name}",
-            pool.all_machines_at_most * pool.machine.gpus,
-        )
+        count = pool.all_machines_at_most * decided.spec.copies
+        machines, gpus = f"{count} × {pool.machine.name}", count * pool.machine.gpus
         console.print(f"may buy at most {machines} ({gpus} GPU{'s' * (gpus != 1)}{money}) as {ways}")
     million = usd_per_million(decided)
     if rate is not None and million is not None:

@@ -16,6 +16,7 @@ from modelstacks.plan import Plan
 _PLURALS = {
     "Service": "services", "Secret": "secrets", "ConfigMap": "configmaps", "Deployment": "deployments.apps",
     "ResourceQuota": "resourcequotas", "ServiceAccount": "serviceaccounts", "RayService": "rayservices.ray.io",
+    "LeaderWorkerSet": "leaderworkersets.leaderworkerset.x-k8s.io", "PersistentVolumeClaim": "persistentvolumeclaims",
 }  # fmt: skip
 
 

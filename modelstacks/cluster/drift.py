@@ -7,7 +7,8 @@ from modelstacks.cluster.findings import Finding, problem, warning
 from modelstacks.cluster.snapshot import Snapshot
 from modelstacks.plan import Plan
 
-_WORKLOADS = ("Deployment", "RayService")
+_WORKLOADS = ("Deployment", "RayService", "LeaderWorkerSet")
+_SCALED = ("Deployment", "LeaderWorkerSet")
 
 
 def refresh(plan: Plan) -> str:
@@ -32,17 +33,17 @@ def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> list[F
     ]
     for manifest in manifests:
         live = snapshot.own.get((manifest["kind"], manifest["metadata"]["name"]))
-        if manifest["kind"] == "Deployment" and live is not None:
-            found += _deployment(manifest, live, plan)
+        if manifest["kind"] in _SCALED and live is not None:
+            found += _scaled(manifest, live, plan)
     return found
 
 
-def _deployment(manifest: Manifest, live: Manifest, plan: Plan) -> list[Finding]:
-    name, spec = manifest["metadata"]["name"], live.get("spec") or {}
+def _scaled(manifest: Manifest, live: Manifest, plan: Plan) -> list[Finding]:
+    kind, name, spec = manifest["kind"], manifest["metadata"]["name"], live.get("spec") or {}
     wanted, have = manifest["spec"].get("replicas"), spec.get("replicas")
     found = []
     if wanted is not None and have is not None and have != wanted:
-        text = f"Deployment {name} has {have} replicas in the cluster and {wanted} in the plan"
+        text = f"{kind} {name} has {have} replicas in the cluster and {wanted} in the plan"
         level = problem if have < wanted else warning
         found.append(level("workload", text, f"{refresh(plan)}, or take the change into the stack file", name))
     if spec.get("paused"):

@@ -65,6 +65,12 @@ def pod_templates(manifest: Manifest) -> list[tuple[str, int, Manifest]]:
     name, spec = manifest["metadata"]["name"], manifest.get("spec", {})
     if manifest["kind"] == "Deployment":
         return [(name, int(spec.get("replicas", 1)), spec["template"])]
+    if manifest["kind"] == "LeaderWorkerSet":
+        group, replicas = spec["leaderWorkerTemplate"], int(spec["replicas"])
+        return [
+            (f"{name} leader", replicas, group["leaderTemplate"]),
+            (f"{name} worker", replicas * (int(group["size"]) - 1), group["workerTemplate"]),
+        ]
     if manifest["kind"] != "RayService":
         return []
     cluster = spec["rayClusterConfig"]

@@ -69,7 +69,13 @@ def _refused_pods(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     for event in snapshot.of("events"):
         about = event.get("involvedObject") or {}
         ours = about.get("kind") == "RayCluster" and str(about.get("name", "")).startswith(plan.name)
-        if ours and event.get("reason") in ("FailedToCreatePod", "FailedToCreateWorkerPod"):
+        # LeaderWorkerSet makes its pods through a StatefulSet of its own name, and one a group.
+        ours = ours or (
+            plan.tier_form.kind == "LeaderWorkerSet"
+            and about.get("kind") == "StatefulSet"
+            and str(about.get("name", "")).startswith(plan.name)
+        )
+        if ours and event.get("reason") in ("FailedToCreatePod", "FailedToCreateWorkerPod", "FailedCreate"):
             found.append(_refusal(str(event.get("message", "")), plan))
     return found
 

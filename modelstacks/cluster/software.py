@@ -47,10 +47,22 @@ def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Fin
         elif installed.by == "definitions" and not simulated:
             text = f"of {name} only its definitions are there: if no add-on of the cloud runs it, nobody acts on them"
             found.append(warning("operators", text, row.install_command))
+        elif name == plan.tier_form.operator == "kuberay" and _is_shut_out(plan, row, installed):
+            text = f"{name} runs in {installed.namespace}, and the stack's NetworkPolicy lets that of "
+            text += f"{plan.spec.ray_operator_namespace or row.namespace} reach Ray heads: no application would start"
+            found.append(
+                problem("operators", text, f"modelstacks:rayOperatorNamespace: {installed.namespace}, then make render")
+            )
         elif installed.version is not None and installed.version != row.version.removeprefix("v"):
             text = f"{name} {installed.version} is there, {row.version} is what this was tested with"
             found.append(warning("operators", text, _upgrade(row, installed)))
     return found + _gpu_software(snapshot, plan, catalog, there)
+
+
+def _is_shut_out(plan: Plan, row: Operator, installed: operators.Installation) -> bool:
+    """The operator is known to be elsewhere than where the stack lets it in from."""
+    let_in = plan.spec.ray_operator_namespace or row.namespace
+    return installed.by == "workload" and installed.namespace not in (None, let_in)
 
 
 def _upgrade(row: Operator, installed: operators.Installation) -> str:

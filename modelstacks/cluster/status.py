@@ -60,7 +60,7 @@ def status(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], findings: 
     """Put one reading beside the plan."""
     own = sorted(pods.own_pods(snapshot, plan), key=lambda pod: str(pod["metadata"]["name"]))
     lines = tuple(_pod_line(pod) for pod in own)
-    workloads = [m for m in manifests if m["kind"] in ("Deployment", "RayService") and not _is_spare(m, plan)]
+    workloads = [m for m in manifests if m["kind"] == plan.tier_form.kind and not _is_spare(m, plan)]
     live = [snapshot.own.get((m["kind"], m["metadata"]["name"])) for m in workloads]
     hosts = _hosts(snapshot, plan, own)
     price = plan.cost.price.usd_per_hour if plan.cost.price is not None and plan.pool is not None else None
@@ -106,8 +106,8 @@ def _is_spare(manifest: Manifest, plan: Plan) -> bool:
 
 
 def _ready_replicas(workload: Manifest) -> int:
-    """Ready replicas of a Deployment; a RayService is one replica, ready or not."""
-    if workload["kind"] == "Deployment":
+    """Ready replicas of a Deployment or groups; a RayService is one replica, ready or not."""
+    if workload["kind"] != "RayService":
         return int((workload.get("status") or {}).get("readyReplicas", 0))
     return int(condition(workload, "Ready").get("status") == "True")
 

@@ -62,7 +62,9 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "waits_for": None if simulated else plan.tier_form.waits_for,
         "group_surge": int(surge),
         "group_unavailable": int(not surge),
-        "ray_operator_namespace": catalog.operators[operator].namespace if operator == "kuberay" else None,
+        "ray_operator_namespace": spec.ray_operator_namespace or catalog.operators[operator].namespace
+        if operator == "kuberay"
+        else None,
         "state_port": int(state.redis.rpartition(":")[2]) if state is not None and state.redis is not None else None,
         "checkpoint": checkpoint,
         "image": form.image,

@@ -235,3 +235,50 @@ def test_machines_of_a_management_cluster_go_there(monkeypatch: pytest.MonkeyPat
     assert there == {"MachineDeployment"}
     (provider,) = [r for r in recorder.resources if r.name == "management"]
     assert plain(provider.inputs)["context"] == "mgmt"
+
+
+def test_a_stack_of_several_clusters_is_made_whole_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One provider a context, every object in each, all endpoints put out."""
+    far = "arn:aws:eks:us-west-2:1:cluster/west"
+    config = config_of("quickstart") | {"modelstacks:clusters": json.dumps(["east", far])}
+    exported: dict[str, Any] = {}
+    monkeypatch.setattr(pulumi, "export", exported.__setitem__)
+    recorder = run_program("quickstart", config, monkeypatch)
+    providers = {r.name: plain(r.inputs) for r in recorder.resources if r.typ == "pulumi:providers:kubernetes"}
+    west = "arn-aws-eks-us-west-2-1-cluster-west"
+    contexts = {name: inputs["context"] for name, inputs in providers.items()}
+    assert contexts == {"east-cluster": "east", f"{west}-cluster": far}
+    made = [(r.name, r.provider or "") for r in objects(recorder)]
+    for prefix in ("east", west):
+        own = {name.removeprefix(f"{prefix}-") for name, provider in made if f"::{prefix}-cluster::" in provider}
+        assert "deployment-quickstart-quickstart" in own
+        assert len(own) * 2 == len(made)
+    assert exported["endpoints"] == dict.fromkeys(("east", far), exported["endpoint"])
+
+
+def test_replicas_that_run_are_changed_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones start at once; of running ones the next waits for the one before, and gives its GPUs back first."""
+    there = {"deepseek-r1-0", "deepseek-r1-1"}
+    live = SimpleNamespace(get=lambda _kind, _space, name: {} if name in there else None)
+    monkeypatch.setattr(program, "preflight", lambda *_: live)
+    monkeypatch.setattr(program.watch, "start", lambda *_: None)
+    asked: dict[str, pulumi.ResourceOptions] = {}
+    register = registration.register_manifest
+
+    def remember(manifest: dict[str, Any], options: pulumi.ResourceOptions, prefix: str = "") -> pulumi.Resource:
+        asked[f"{manifest['kind']} {manifest['metadata']['name']}"] = options
+        return register(manifest, options, prefix)
+
+    monkeypatch.setattr(registration, "register_manifest", remember)
+    run_program("deepseek-r1", config_of("deepseek-r1") | {"modelstacks:replicas": "3"}, monkeypatch)
+
+    def waits_for(name: str) -> set[str]:
+        found = asked[f"RayService deepseek-r1-{name}"].depends_on or []
+        return {one._name for one in found if isinstance(one, pulumi.Resource) and "rayservice" in one._name}
+
+    assert waits_for("0") == waits_for("2") == set()
+    assert waits_for("1") == {"rayservice-deepseek-r1-deepseek-r1-0"}
+    for name in ("0", "1", "2"):
+        options = asked[f"RayService deepseek-r1-{name}"]
+        assert (options.replace_on_changes, options.delete_before_replace) == (["spec.rayClusterConfig"], True)
+    assert asked["NetworkPolicy deepseek-r1"].replace_on_changes is None

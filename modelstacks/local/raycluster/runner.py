@@ -129,6 +129,7 @@ class Runner:
         return {
             "pid": os.getpid(),
             "temp": self._temp,
+            "address": self._cluster.address,
             "digest": wanted.digest,
             "port": wanted.port,
             "applications": apps,
