@@ -130,20 +130,32 @@ def status(
     from modelstacks.cluster import status as standing
 
     question = _question(stack, context, kubeconfig, local)
-    standings = {}
+    standings, silent = {}, {}
     for place in question.decided.places:
-        cluster = access.connect(place.spec.kubeconfig, place.spec.kube_context)
-        read = snapshot.read(cluster, place.namespace, question.manifests)
+        name = place.spec.kube_context
+        try:
+            cluster = access.connect(place.spec.kubeconfig, name)
+            read = snapshot.read(cluster, place.namespace, question.manifests)
+        except ClusterError as error:
+            # Of several clusters the others still have something to say.
+            if len(question.decided.places) == 1:
+                raise
+            silent[str(name)] = error.message
+            continue
         findings = doctor.examine(read, place, question.manifests, question.catalog)
-        standings[place.spec.kube_context] = standing.status(read, place, question.manifests, findings)
+        standings[str(name)] = standing.status(read, place, question.manifests, findings)
+    several = len(question.decided.places) > 1
     if as_json:
-        answers = {str(name): standing.answer(stack, found) for name, found in standings.items()}
-        one = next(iter(answers.values())) if len(answers) == 1 else {"stack": stack, "clusters": answers}
+        answers: dict[str, Any] = {name: standing.answer(stack, found) for name, found in standings.items()}
+        answers |= {name: {"stack": stack, "healthy": False, "error": text} for name, text in silent.items()}
+        one = {"stack": stack, "clusters": answers} if several else next(iter(answers.values()))
         typer.echo(json.dumps(one, indent=2, ensure_ascii=False))
     else:
         for name, found in standings.items():
-            _print_status(stack if len(standings) == 1 else f"{stack} in {name}", found)
-    if not all(found.healthy for found in standings.values()):
+            _print_status(f"{stack} in {name}" if several else stack, found)
+        for name, text in silent.items():
+            typer.echo(f"{stack} in {name}: {text}")
+    if silent or not all(found.healthy for found in standings.values()):
         raise typer.Exit(EXIT_FAULT)
 
 

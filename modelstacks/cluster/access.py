@@ -191,7 +191,8 @@ def _entry(kubeconfig: str | None, context: str | None) -> dict[str, Any]:
         what = "names no current context" if current is None else f"has no context {current!r}"
         raise ClusterError(
             f"the kubeconfig {what}; it has {listed(sorted(contexts))}",
-            next_step="set modelstacks:kubeContext to one of them, or `kubectl config use-context NAME`",
+            next_step="name one of them in modelstacks:kubeContext or modelstacks:clusters, or "
+            "`kubectl config use-context NAME`",
         )
     name = contexts[current].get("user", "")
     if name and name not in users:

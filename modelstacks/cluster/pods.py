@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 
+from modelstacks import serving
 from modelstacks.cluster.connection import Manifest
 from modelstacks.cluster.findings import Finding, note, problem, warning
 from modelstacks.cluster.snapshot import Snapshot, condition, labels_of
@@ -109,10 +110,28 @@ def _ray(snapshot: Snapshot, plan: Plan) -> list[Finding]:
                 problem("workload", f"RayService {name} is not looked after: no KubeRay operator answers", mend)
             )
             continue
+        found += _stopped(service, plan)
         for event in events_of(snapshot, "RayService", name)[:3]:
             if event.get("type") == "Warning":
                 look = f"kubectl -n {plan.namespace} describe rayservice {name}"
                 found.append(warning("workload", f"RayService {name}: {event.get('message')}", look))
+    return found
+
+
+def _stopped(service: Manifest, plan: Plan) -> list[Finding]:
+    """Serve applications that gave up, in their own words; Serve does not try again."""
+    name, status = service["metadata"]["name"], service["status"]
+    found = []
+    for part in ("activeServiceStatus", "pendingServiceStatus"):
+        cluster = status.get(part) or {}
+        for application in (cluster.get("applicationStatuses") or {}).values():
+            if application.get("status") not in ("DEPLOY_FAILED", "UNHEALTHY"):
+                continue
+            deployments = (application.get("serveDeploymentStatuses") or {}).values()
+            texts = [application.get("message") or "", *(one.get("message") or "" for one in deployments)]
+            mend = f"mend what it names, then kubectl -n {plan.namespace} delete pod -l "
+            mend += f"ray.io/cluster={cluster.get('rayClusterName')},ray.io/node-type=head"
+            found.append(problem("workload", f"RayService {name} stopped: {serving.sentence(texts)}", mend, name))
     return found
 
 

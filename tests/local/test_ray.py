@@ -209,6 +209,7 @@ def _attempt(ray: Folder, nodes: list[NodeSpec]) -> str:
     return command.sentence(app()) if app()["status"] == "DEPLOY_FAILED" else ""
 
 
+@pytest.mark.thorough
 def test_a_node_whose_shared_memory_is_too_small_is_found_before_loading(folder: Path) -> None:
     """What only the node itself knows is asked of it, on the nodes that the replica got."""
     facts = {"shm_gib": 0.0625, "gpus": None}
@@ -224,6 +225,7 @@ def test_a_stack_on_one_node_has_no_local_ray(folder: Path) -> None:
     assert "make up STACK=deepseek-r1" in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_runner_that_was_killed_leaves_nothing_to_the_next(folder: Path) -> None:
     """kill -9 of the process that holds the cluster: the next start sweeps, and serves."""
     (one,) = command.up(folder, STACK, print)

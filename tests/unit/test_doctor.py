@@ -735,3 +735,45 @@ def test_tolerations_meet_taints_as_the_scheduler_has_it(
     toleration: dict[str, str], taint: dict[str, str], holds: bool
 ) -> None:
     assert tolerates([toleration], taint) == holds
+
+
+def over_nodes(**more: Any) -> Plan:
+    """DeepSeek R1 on two nodes a replica."""
+    asked = {"model": "deepseek-r1", "gpu": "h100-sxm", "quantization": "fp8", **more}
+    return plan(spec.parse(asked, CATALOG, source="test"), CATALOG, stack="test")
+
+
+def test_an_application_that_stopped_says_why_in_its_own_words() -> None:
+    """Out of the stack traces that Serve puts around them, with how to start it again."""
+    said = "test needs 2 nodes with 8 H100 free each, the cluster has 1: b has 7 GPUs, not 8. Give the stack such nodes"
+    trace = f'Traceback (most recent call last):\n  File "x.py", line 3\nmodelstacks_ray.errors.PlanError: {said}\n'
+    service = named("test-0", "test")
+    service["metadata"]["labels"] = {"app.kubernetes.io/instance": "test"}
+    applications = {"llm-1": {"status": "DEPLOY_FAILED", "message": trace, "serveDeploymentStatuses": {}}}
+    service["status"] = {
+        "pendingServiceStatus": {"rayClusterName": "test-0-abcde", "applicationStatuses": applications}
+    }
+    found = look(well() | {"rayservices": [service]}, over_nodes())
+    (one,) = [f for f in serious(found) if f.check == "workload"]
+    assert one.message == f"RayService test-0 stopped: {said}"
+    assert "ray.io/cluster=test-0-abcde,ray.io/node-type=head" in (one.mend or "")
+    applications["llm-1"]["status"] = "RUNNING"
+    assert not [f for f in serious(look(well() | {"rayservices": [service]}, over_nodes())) if f.check == "workload"]
+
+
+def test_an_operator_that_the_network_policy_shuts_out_is_found() -> None:
+    """KubeRay elsewhere than where heads let it in from: nothing would ever start."""
+    there = workload("kuberay", {"app.kubernetes.io/name": "kuberay-operator"}, "x/operator:v1.5.1")
+    found = look(well() | {"deployments": [there]}, over_nodes())
+    (one,) = [f for f in serious(found) if f.check == "operators"]
+    assert "kuberay runs in ops, and the stack's NetworkPolicy lets that of ray-system reach Ray heads" in one.message
+    assert one.mend == "modelstacks:rayOperatorNamespace: ops, then make render"
+    told = look(well() | {"deployments": [there]}, over_nodes(rayOperatorNamespace="ops"))
+    assert not [f for f in serious(told) if f.check == "operators"]
+
+
+def test_groups_need_their_own_operator() -> None:
+    """And no KubeRay."""
+    found = [f.message for f in serious(look(well(), over_nodes(launcher="leader-worker-set")))]
+    assert any(message.startswith("lws is not there") for message in found)
+    assert not any("kuberay" in message for message in found)

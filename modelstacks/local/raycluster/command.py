@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from modelstacks import project, render, stackfile
+from modelstacks import project, render, serving, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, ClusterError, Problem, Refused, ToolchainError
 from modelstacks.local import ports, processes
@@ -274,11 +274,8 @@ def _await(service: Manifest, decided: Plan, home: Path, report: Report) -> Repl
 
 
 def sentence(application: dict[str, Any]) -> str:
-    """Why an application stopped, without the stack traces that Serve puts around it."""
-    texts = [application["message"], *(one["message"] for one in application["deployments"].values())]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    own = [line.rpartition("PlanError: ")[2] for line in lines if "PlanError: " in line]
-    return own[-1] if own else (lines[-1] if lines else "it stopped without a reason")
+    """Why an application stopped."""
+    return serving.sentence([application["message"], *(one["message"] for one in application["deployments"].values())])
 
 
 def _answers(port: int) -> bool:
