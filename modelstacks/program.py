@@ -52,7 +52,7 @@ def deploy() -> None:
             pulumi.log.warn(warning)
         # All clusters are looked at before the first object is made in any.
         places = [(place, preflight(place, manifests, catalog)) for place in decided.places]
-        registration.register(places, manifests, catalog)
+        registration.register(places, manifests, catalog, several=bool(decided.spec.clusters))
         for place, live in places:
             if live is not None and not pulumi.runtime.is_dry_run():
                 watch.start(place, manifests, catalog, pulumi.log.warn)

@@ -23,6 +23,7 @@ from modelstacks.fields import NAMESPACE
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
 from modelstacks.render.templates import Manifest
+from modelstacks.spec import resource_name
 
 Resources = list[pulumi.Resource]
 
@@ -48,16 +49,16 @@ class Foundation(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions,
         places: Places,
     ) -> None:
-        super().__init__("modelstacks:index:Foundation", name, None, opts)
-        prefix = places.prefix
-        self.resources = register_all(manifests, self, prefix, options=places.namespace)
-        self.resources += _hub_token(decided, self, prefix, self.resources)
+        names = places.names
+        super().__init__("modelstacks:index:Foundation", names(name), None, names.options(name, opts))
+        self.resources = register_all(manifests, self, names, options=places.namespace)
+        self.resources += _hub_token(decided, self, names, self.resources)
         if decisions:
             # Said before it is done: an `up` that is cut short knows its own at the next one.
             labels = {"app.kubernetes.io/managed-by": "modelstacks"}
             claim = operators.claim(decided.name, decided.namespace, decisions, labels)
-            claims = register_all([claim], self, prefix, self.resources)
-            self.resources += claims + _releases(decided, decisions, self, prefix, claims)
+            claims = register_all([claim], self, names, self.resources)
+            self.resources += claims + _releases(decided, decisions, self, names, claims)
         self.register_outputs({"objects": len(self.resources)})
 
 
@@ -72,8 +73,9 @@ class NodePool(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions,
         places: Places,
     ) -> None:
-        super().__init__("modelstacks:index:NodePool", name, None, opts)
-        self.resources = register_all(manifests, self, places.prefix, options=places.pool)
+        names = places.names
+        super().__init__("modelstacks:index:NodePool", names(name), None, names.options(name, opts))
+        self.resources = register_all(manifests, self, names, options=places.pool)
         if managed is not None:
             self.resources += pools.create(*managed, pulumi.ResourceOptions(parent=self))
         self.register_outputs({"objects": len(self.resources)})
@@ -89,12 +91,12 @@ class ModelServer(pulumi.ComponentResource):
         after: Resources,
         changes: Changes,
         opts: pulumi.ResourceOptions,
-        prefix: str,
+        names: Names,
     ) -> None:
-        super().__init__("modelstacks:index:ModelServer", name, None, opts)
+        super().__init__("modelstacks:index:ModelServer", names(name), None, names.options(name, opts))
         # A pod is admitted with its account and its network rules in place, not before.
         early = [m for m in manifests if m["kind"] in _BEFORE_PODS or _is_head_state(m)]
-        first = register_all(early, self, prefix, after)
+        first = register_all(early, self, names, after)
         late = [m for m in manifests if m not in early]
         servers: Resources = []
         # A replica that runs is changed when the one before it serves again, so the others answer meanwhile.
@@ -102,11 +104,11 @@ class ModelServer(pulumi.ComponentResource):
         for manifest in [m for m in late if m["kind"] != "Service"]:
             running = changes.one_by_one and render.identity(manifest) in changes.running
             waits_for = [*after, *first, *(before if running else [])]
-            made = register_all([manifest], self, prefix, waits_for, changes.options(manifest))
+            made = register_all([manifest], self, names, waits_for, changes.options(manifest))
             before = made if running else before
             servers += made
         # A Service is awaited until an endpoint answers, so it comes after the servers.
-        services = register_all([m for m in late if m["kind"] == "Service"], self, prefix, [*after, *servers])
+        services = register_all([m for m in late if m["kind"] == "Service"], self, names, [*after, *servers])
         self.resources = [*first, *servers, *services]
         self.register_outputs({"objects": len(self.resources)})
 
@@ -124,8 +126,8 @@ class ModelStack(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions,
         places: Places,
     ) -> None:
-        name = places.prefix + decided.name
-        super().__init__("modelstacks:index:ModelStack", name, None, opts)
+        name, names = decided.name, places.names
+        super().__init__("modelstacks:index:ModelStack", names(name), None, names.options(name, opts))
         child = pulumi.ResourceOptions(parent=self)
         base = [m for m in manifests if m["kind"] == "Namespace"]
         pool = [m for m in manifests if render.is_pool(m)]
@@ -133,20 +135,33 @@ class ModelStack(pulumi.ComponentResource):
         foundation = Foundation(f"{name}-foundation", base, decided, decisions, child, places)
         node_pool = NodePool(f"{name}-nodes", pool, managed, child, places)
         made = [*foundation.resources, *node_pool.resources]
-        ModelServer(f"{name}-server", rest, made, changes, child, places.prefix)
+        ModelServer(f"{name}-server", rest, made, changes, child, names)
         self.register_outputs({"endpoint": render.endpoint(decided)})
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Options of the objects that other stacks use too, or that live in another cluster; None: as all the others.
+class Names:
+    """How resources are called: `prefix` and their own name; `before` and it, before the stack's clusters changed."""
 
-    `prefix` begins the name of every resource where the stack has several clusters.
-    """
+    prefix: str = ""
+    before: str | None = None
+
+    def __call__(self, name: str) -> str:
+        return self.prefix + name
+
+    def options(self, name: str, options: pulumi.ResourceOptions | None) -> pulumi.ResourceOptions:
+        """`options`, under which the resource is found by the name that it had."""
+        known = [] if self.before is None else [pulumi.Alias(name=self.before + name)]
+        return pulumi.ResourceOptions.merge(options, pulumi.ResourceOptions(aliases=known))
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Options of the objects that other stacks use too, or that live in another cluster; None: as all the others."""
 
     namespace: pulumi.ResourceOptions | None
     pool: pulumi.ResourceOptions | None
-    prefix: str = ""
+    names: Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +203,20 @@ def _is_head_state(manifest: Manifest) -> bool:
     return bool(manifest["metadata"].get("labels", {}).get("app.kubernetes.io/component") == _STATE_COMPONENT)
 
 
-def register(places: list[tuple[Plan, Cluster | None]], manifests: list[Manifest], catalog: Catalog) -> None:
+def register(
+    places: list[tuple[Plan, Cluster | None]], manifests: list[Manifest], catalog: Catalog, *, several: bool
+) -> None:
     """Create the stack's resources in each of its clusters, and export its outputs.
 
-    `places` are the plan in each cluster, with the live cluster where it was looked at.
+    `places` are the plan in each cluster, with the live cluster where it was looked at; `several` says that the stack
+    lists its clusters, be it one.
     """
-    several = len(places) > 1
-    for decided, live in places:
+    for index, (decided, live) in enumerate(places):
         context = decided.spec.kube_context
-        _register_in(decided, manifests, catalog, live, f"{_name_of(context)}-" if several and context else "")
+        prefix = f"{resource_name(context)}-" if several and context else ""
+        # A stack of one cluster that gets a second one keeps what it has: the first of the list is that one.
+        before = None if index or not context else ("" if prefix else f"{resource_name(context)}-")
+        _register_in(decided, manifests, catalog, live, Names(prefix, before))
     decided = places[0][0]
     endpoint = render.endpoint(decided)
     pulumi.export("endpoint", endpoint)
@@ -210,25 +230,22 @@ def register(places: list[tuple[Plan, Cluster | None]], manifests: list[Manifest
     pulumi.export("usdPerMonth", None if month is None else round(month, 2))
 
 
-def _name_of(context: str) -> str:
-    """A context in the name of a resource: some clouds put slashes and colons into them."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context)
-
-
-def _register_in(decided: Plan, manifests: list[Manifest], catalog: Catalog, live: Cluster | None, prefix: str) -> None:
+def _register_in(
+    decided: Plan, manifests: list[Manifest], catalog: Catalog, live: Cluster | None, names: Names
+) -> None:
     """Create the providers and the resources of one cluster."""
     spec, cloud = decided.spec, decided.spec.cloud
-    provider = _provider(f"{prefix}cluster", decided, spec.kube_context)
-    shared = _provider(f"{prefix}shared", decided, spec.kube_context, adopt=True) if spec.shared else None
+    provider = _provider("cluster", decided, spec.kube_context, names)
+    shared = _provider("shared", decided, spec.kube_context, names, adopt=True) if spec.shared else None
     management = None
     if cloud is not None and cloud.management_context is not None:
-        management = _provider("management", decided, cloud.management_context)
+        management = _provider("management", decided, cloud.management_context, Names())
     # What others use stays when this stack goes, and is taken over as it is when this stack comes back.
     kept = pulumi.ResourceOptions(retain_on_delete=True, provider=shared)
     pool_options = kept if "pool" in spec.shared else None
     if management is not None:
         pool_options = pulumi.ResourceOptions(provider=management, retain_on_delete="pool" in spec.shared)
-    places = Places(kept if "namespace" in spec.shared else None, pool_options, prefix)
+    places = Places(kept if "namespace" in spec.shared else None, pool_options, names)
     kind = decided.cloud
     region = None if kind is None or cloud is None else cloudspec.region_of(cloud, kind, catalog)
     group = pools.node_group(decided, region)
@@ -239,9 +256,12 @@ def _register_in(decided: Plan, manifests: list[Manifest], catalog: Catalog, liv
     )  # fmt: skip
 
 
-def _provider(name: str, decided: Plan, context: str | None, *, adopt: bool = False) -> kubernetes.Provider:
+def _provider(
+    name: str, decided: Plan, context: str | None, names: Names, *, adopt: bool = False
+) -> kubernetes.Provider:
     return kubernetes.Provider(
-        name,
+        names(name),
+        opts=names.options(name, None),
         kubeconfig=decided.spec.kubeconfig or os.environ.get("KUBECONFIG"),
         context=context,
         # Without an identity, another kubeconfig path would look like another cluster and replace everything.
@@ -273,14 +293,14 @@ def decide_operators(decided: Plan, catalog: Catalog, live: Cluster | None) -> l
 
 
 def _releases(
-    decided: Plan, decisions: list[operators.Decision], parent: pulumi.Resource, prefix: str, after: Resources
+    decided: Plan, decisions: list[operators.Decision], parent: pulumi.Resource, names: Names, after: Resources
 ) -> Resources:
     """A Helm release for every operator that this stack installs. It stays when the stack goes: others may use it."""
     kind = decided.cloud.id if decided.cloud is not None else None
     options = pulumi.ResourceOptions(parent=parent, depends_on=after, retain_on_delete=True)
     return [
         kubernetes.helm.v3.Release(
-            f"{prefix}operator-{one.operator.id}",
+            names(f"operator-{one.operator.id}"),
             kubernetes.helm.v3.ReleaseArgs(
                 name=one.operator.release,
                 namespace=one.operator.namespace,
@@ -293,7 +313,7 @@ def _releases(
                 values=one.operator.values_for(kind),
                 timeout=_OPERATOR_READY_S,
             ),
-            opts=options,
+            opts=names.options(f"operator-{one.operator.id}", options),
         )
         for one in decisions
         if one.installs
@@ -303,28 +323,29 @@ def _releases(
 def register_all(
     manifests: list[Manifest],
     parent: pulumi.Resource,
-    prefix: str,
+    names: Names,
     depends_on: Resources | None = None,
     options: pulumi.ResourceOptions | None = None,
 ) -> Resources:
-    """One resource per manifest, children of `parent`, with names that begin with `prefix`."""
+    """One resource per manifest, children of `parent`."""
     base = pulumi.ResourceOptions(parent=parent, depends_on=list(depends_on or []))
     merged = base if options is None else pulumi.ResourceOptions.merge(base, options)
-    return [register_manifest(manifest, merged, prefix) for manifest in manifests]
+    return [register_manifest(manifest, merged, names) for manifest in manifests]
 
 
-def register_manifest(manifest: Manifest, options: pulumi.ResourceOptions, prefix: str = "") -> pulumi.Resource:
+def register_manifest(manifest: Manifest, options: pulumi.ResourceOptions, names: Names) -> pulumi.Resource:
     """The typed resource of a built-in kind, CustomResource for everything else; inputs equal the manifest."""
     api_version, kind = manifest["apiVersion"], manifest["kind"]
     _, namespace, name = render.identity(manifest)
-    resource_name = prefix + "-".join(part for part in (kind.lower(), namespace, name) if part)
+    own = "-".join(part for part in (kind.lower(), namespace, name) if part)
+    options = names.options(own, options)
     fields = {_snake(key): value for key, value in manifest.items() if key not in ("apiVersion", "kind")}
     typed = typed_class(api_version, kind)
     if typed is not None:
-        resource: pulumi.Resource = typed(resource_name, opts=options, **fields)
+        resource: pulumi.Resource = typed(names(own), opts=options, **fields)
         return resource
     return kubernetes.apiextensions.CustomResource(
-        resource_name, api_version=api_version, kind=kind, opts=options, **fields
+        names(own), api_version=api_version, kind=kind, opts=options, **fields
     )
 
 
@@ -343,16 +364,16 @@ def typed_class(api_version: str, kind: str) -> Any | None:
     return getattr(module, kind, None)
 
 
-def _hub_token(decided: Plan, parent: pulumi.Resource, prefix: str, after: Resources) -> Resources:
+def _hub_token(decided: Plan, parent: pulumi.Resource, names: Names, after: Resources) -> Resources:
     token = pulumi.Config(NAMESPACE).get_secret("hubToken")
     if token is None:
         return []
     name, namespace = decided.spec.hub_token_secret, decided.namespace
     secret = kubernetes.core.v1.Secret(
-        f"{prefix}secret-{namespace}-{name}",
+        names(f"secret-{namespace}-{name}"),
         metadata={"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "modelstacks"}},
         string_data={"token": token},
-        opts=pulumi.ResourceOptions(parent=parent, depends_on=after),
+        opts=names.options(f"secret-{namespace}-{name}", pulumi.ResourceOptions(parent=parent, depends_on=after)),
     )
     return [secret]
 

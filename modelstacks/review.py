@@ -198,7 +198,7 @@ def _over_nodes(plan: Plan) -> list[str]:
     else:
         rows.append(("A change of pods", f"a replica goes before the next comes, no GPU more; {change.reason}"))
     state = plan.spec.head_recovery
-    if form.form == "ray":
+    if form.form == "ray" and plan.spec.replicas:
         kept = state.redis or f"a Redis of its own on {state.storage_class}" if state is not None else None
         rows.append(("A lost head", f"is replaced, its state is kept in {kept}" if kept else
                      f"takes its replica down for {minutes} and more: `headRecovery` keeps its state"))  # fmt: skip

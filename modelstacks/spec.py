@@ -5,6 +5,7 @@ Defaults live here and nowhere else. Every mistake is reported at once, with its
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -126,6 +127,11 @@ class StackSpec(Section):
     def copies(self) -> int:
         """Clusters that the stack is deployed to: what is bought is bought in each."""
         return max(1, len(self.clusters))
+
+
+def resource_name(context: str) -> str:
+    """A context in the name of a Pulumi resource: some clouds put slashes and colons into them."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context)
 
 
 KEYS = tuple(camel(name) for name in StackSpec.model_fields)
@@ -256,8 +262,10 @@ def _places(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     if spec.clusters and spec.kube_context is not None:
         text = f"is {spec.kube_context}, and clusters names contexts too"
         problems.append(Problem(key_path("kubeContext"), text, spec.kube_context, "one of the two"))
-    twice = sorted({name for name in spec.clusters if spec.clusters.count(name) > 1})
-    problems += [Problem(key_path("clusters"), f"names {name} twice", name) for name in twice]
+    named = [resource_name(name) for name in spec.clusters]
+    twice = sorted({name for name in spec.clusters if named.count(resource_name(name)) > 1})
+    if twice:
+        problems.append(Problem(key_path("clusters"), f"{' and '.join(twice)} name one cluster", twice[0]))
     if len(spec.clusters) > 1 and spec.cloud is not None and spec.cloud.management_context is not None:
         text = "several clusters cannot have their pools in one management cluster: a pool belongs to one of them"
         problems.append(Problem(key_path("clusters"), text, None, "a stack for each cluster"))
@@ -269,6 +277,10 @@ def _places(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     if state is not None and (state.redis is None) == (state.storage_class is None):
         text = "takes redis (host:port) or storageClass, one of the two"
         problems.append(Problem(key_path("headRecovery"), text))
+    elif state is not None and state.redis is not None and not 0 < int(state.redis.rpartition(":")[2]) < 65536:
+        problems.append(
+            Problem(key_path("headRecovery.redis"), f"{state.redis!r} has no port from 1 to 65535", state.redis)
+        )
     elif state is not None and state.password_secret is not None and state.redis is None:
         problems.append(Problem(key_path("headRecovery.passwordSecret"), "is for a redis of yours, and none is named"))
     return problems

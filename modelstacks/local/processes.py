@@ -35,12 +35,24 @@ def running(folder: Path, programs: Collection[str]) -> list[Process]:
     return [process for process in _all() if process.program in programs and mark in " ".join(process.argv[1:])]
 
 
-def kill_session(leader: int) -> None:
-    """Kill all processes that were started under `leader`, the first process of a session, alive or not."""
+def kill_session(leader: int, mark: str) -> None:
+    """Kill all processes that were started under `leader`, the first process of a session, alive or not.
+
+    `mark` must be in the environment that they were started with: the number alone may be another session's by now.
+    """
     for process in _all():
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader:
+            if os.getsid(process.pid) == leader and mark in _environment(process.pid):
                 os.kill(process.pid, signal.SIGKILL)
+
+
+def _environment(pid: int) -> str:
+    if _PROC.exists():
+        with contextlib.suppress(OSError):
+            return (_PROC / f"{pid}/environ").read_bytes().decode(errors="replace")
+        return ""
+    done = subprocess.run(["ps", "-Eww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout
 
 
 def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:

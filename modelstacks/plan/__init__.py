@@ -54,7 +54,7 @@ def plan(
 
     plan = _plan(spec, catalog, stack, decided)
     if spec.autoscale is not None and plan.nodes_per_replica > 1:
-        text = "is for replicas on one node: each replica of the Ray tier is a Ray cluster of its own"
+        text = "is for replicas on one node: over several nodes replicas are added and removed by hand"
         problem = Problem(key_path("autoscale"), text, None, "modelstacks:replicas")
         raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
     _check_launcher(plan, catalog)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 HEALTH_PERIOD_S = 5
 HEALTH_TIMEOUT_S = 15
-# Requests that an engine may hold beside those it runs, as a multiple: they queue in vLLM, where its metrics show them.
-_QUEUE = 4
+# Requests queue in vLLM, where its metrics show them: a limit before it would hold up the probes of health as well.
+_NO_LIMIT = 100_000
 # A rehearsal, where nodes come at once, waits for them this many seconds whatever the plan says.
 NODES_WITHIN = "MODELSTACKS_NODES_WITHIN_S"
 
@@ -49,8 +49,7 @@ def llm_config(plan: ServingPlan) -> dict[str, Any]:
             # The default of a billion would never scale.
             "target_ongoing_requests": plan.max_num_seqs,
         },
-        # More than all ingresses let in: a probe of the engine's health never waits behind requests.
-        "max_ongoing_requests": _QUEUE * plan.max_num_seqs * plan.nodes + 64,
+        "max_ongoing_requests": _NO_LIMIT * plan.nodes,
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_wait_loop_s": 1,
@@ -87,7 +86,7 @@ def ingress_options(plan: ServingPlan) -> dict[str, Any]:
     return {
         "num_replicas": plan.nodes,
         "max_replicas_per_node": 1,
-        "max_ongoing_requests": _QUEUE * plan.max_num_seqs,
+        "max_ongoing_requests": _NO_LIMIT,
         "ray_actor_options": {"num_cpus": 1},
         "graceful_shutdown_wait_loop_s": 1,
         "graceful_shutdown_timeout_s": plan.drain_s,
@@ -101,13 +100,16 @@ def build(plan: ServingPlan) -> Application:
     check_versions(plan, ray.__version__, _engine_version())
     unfit = placement.await_nodes(_patience(plan))
 
-    from ray import serve
+    from ray import cloudpickle, serve
     from ray.serve.llm import LLMConfig, build_llm_deployment
     from ray.serve.llm.ingress import make_fastapi_ingress
 
+    import modelstacks_ray
     from modelstacks_ray.ingress import ENDPOINTS, Ingress
     from modelstacks_ray.server import PlannedServer
 
+    # Each node has its own mount, which may be older for a minute: what was read here goes to all of them.
+    cloudpickle.register_pickle_by_value(modelstacks_ray)  # type: ignore[no-untyped-call]
     config = LLMConfig(**llm_config(plan))
     keep_out = placement.selector(unfit)
     engine = build_llm_deployment(
@@ -123,19 +125,11 @@ def build(plan: ServingPlan) -> Application:
 
 
 def _patience(plan: ServingPlan) -> ServingPlan:
-    """The plan with the time that is left to wait: Ray builds a failed application three times more."""
+    """The plan with the time that a rehearsal has."""
     asked = os.environ.get(NODES_WITHIN)
-    if asked is not None:
-        plan = replace(plan, nodes_within_s=float(asked), settle_s=min(plan.settle_s, float(asked)))
-    return replace(plan, nodes_within_s=0.0, settle_s=0.0) if _is_repeated() else plan
-
-
-def _is_repeated() -> bool:
-    import ray
-
-    worker = getattr(ray._private.worker.global_worker, "core_worker", None)
-    attempt = getattr(worker, "get_current_task_attempt_number", None)
-    return attempt is not None and attempt() > 0
+    if asked is None:
+        return plan
+    return replace(plan, nodes_within_s=float(asked), settle_s=min(plan.settle_s, float(asked)))
 
 
 def _context(plan: ServingPlan) -> Any:

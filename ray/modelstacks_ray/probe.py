@@ -46,8 +46,16 @@ def _gpus() -> list[dict[str, Any]] | None:
     found = []
     for line in listing.strip().splitlines():
         name, total, free = (part.strip() for part in line.split(","))
-        found.append({"name": name, "total_gib": float(total) / 1024, "free_gib": float(free) / 1024})
+        found.append({"name": name, "total_gib": _gib(total), "free_gib": _gib(free)})
     return found
+
+
+def _gib(mib: str) -> float | None:
+    """What the driver says in MiB; None where GPU and host share their memory and it says nothing."""
+    try:
+        return float(mib) / 1024
+    except ValueError:
+        return None
 
 
 def faults(plan: ServingPlan, facts: dict[str, Any]) -> list[str]:
@@ -64,7 +72,7 @@ def faults(plan: ServingPlan, facts: dict[str, Any]) -> list[str]:
         if others:
             found.append(f"GPUs are {', '.join(others)}, the plan is for {plan.product}")
         for index, gpu in enumerate(gpus):
-            if gpu["free_gib"] < plan.free_gib:
+            if gpu["free_gib"] is not None and gpu["free_gib"] < plan.free_gib:
                 free = f"GPU {index} has {gpu['free_gib']:.1f} of {gpu['total_gib']:.1f} GiB free"
                 found.append(f"{free}, the plan needs {plan.free_gib:.1f}: something else runs on it")
                 break

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from modelstacks_ray.errors import PlanError
@@ -89,44 +85,3 @@ def parse(text: str, where: str) -> ServingPlan:
         text = f"tensor parallel {plan.tensor_parallel} does not divide the {plan.gpus_per_node} GPUs of a node"
         raise PlanError(f"{where}: {text}, so a group would cross nodes: render the stack again")
     return plan
-
-
-def digest(files: Iterable[tuple[str, bytes]]) -> str:
-    """One word for the content of named files, whatever their order."""
-    total = hashlib.sha256()
-    for name, content in sorted(files):
-        total.update(f"{name} {len(content)}\n".encode())
-        total.update(content)
-    return total.hexdigest()[:12]
-
-
-def digest_of(plan_file: Path) -> str:
-    """The digest of the plan file and of this package as they are on disk now."""
-    code = sorted(Path(__file__).parent.glob("*.py"))
-    return digest((path.name, path.read_bytes()) for path in [plan_file, *code])
-
-
-def await_digest(
-    plan_file: Path,
-    wanted: str,
-    within_s: float = 240,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Wait until plan and code are those that the serve config was rendered with.
-
-    A mounted ConfigMap follows its object within a minute or two; the serve config arrives at once. Raises PlanError
-    when they still differ after `within_s`.
-    """
-    deadline = clock() + within_s
-    while True:
-        try:
-            have = digest_of(plan_file)
-        except OSError as error:
-            have = f"unreadable ({error.strerror})"
-        if have == wanted:
-            return
-        if clock() > deadline:
-            text = f"{plan_file} and the application beside it are {have}, the serve config was rendered with {wanted}"
-            raise PlanError(f"{text}: apply the ConfigMaps and the RayService of one render together")
-        sleep(2)

@@ -85,7 +85,8 @@ def served(running: Checkout, modules: dict[str, Path]) -> Cluster:
     files += sorted(DEFINITIONS.glob("*_*.yaml"))
     for file in files:
         running.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(file))
-    names = [documents.read_file(file)["metadata"]["name"] for file in files]
+    # Their files are called <group>_<plural>.yaml.
+    names = [f"{file.stem.partition('_')[2]}.{file.stem.partition('_')[0]}" for file in files]
     running.kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in names))
     return Cluster.connect(running.exports["KUBECONFIG"], None, None)
 

@@ -103,8 +103,8 @@ def test_groups_are_accepted_by_their_own_definition(running: Checkout, modules:
     (row,) = [r for r in documents.read_file(DEFINITIONS / "modules.yaml") if r["module"] == "sigs.k8s.io/lws"]
     (file,) = row["files"]
     running.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(modules[row["module"]] / file))
-    name = documents.read_file(modules[row["module"]] / file)["metadata"]["name"]
-    running.kubectl("wait", "--for=condition=Established", "--timeout=60s", f"crd/{name}")
+    name = "leaderworkersets.leaderworkerset.x-k8s.io"
+    eventually("the kind is served", lambda: "Established" in running.kubectl("get", "crd", name, "-o", "yaml"))
     cluster = Cluster.connect(running.exports["KUBECONFIG"], None, None)
     trial = "trial-groups"
     running.kubectl("create", "namespace", trial)

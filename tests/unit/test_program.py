@@ -265,9 +265,9 @@ def test_replicas_that_run_are_changed_one_after_the_other(monkeypatch: pytest.M
     asked: dict[str, pulumi.ResourceOptions] = {}
     register = registration.register_manifest
 
-    def remember(manifest: dict[str, Any], options: pulumi.ResourceOptions, prefix: str = "") -> pulumi.Resource:
+    def remember(manifest: dict[str, Any], options: pulumi.ResourceOptions, names: Any) -> pulumi.Resource:
         asked[f"{manifest['kind']} {manifest['metadata']['name']}"] = options
-        return register(manifest, options, prefix)
+        return register(manifest, options, names)
 
     monkeypatch.setattr(registration, "register_manifest", remember)
     run_program("deepseek-r1", config_of("deepseek-r1") | {"modelstacks:replicas": "3"}, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -72,9 +73,8 @@ def test_rays_own_config_takes_what_the_plan_gives(stack: str) -> None:
     deployment = config.deployment_config
     assert deployment["autoscaling_config"]["target_ongoing_requests"] == read.max_num_seqs
     assert config.experimental_configs == {"stream_batching_interval_ms": 0}
-    # A probe of the engine is let in when every ingress is full.
-    options = application.ingress_options(read)
-    assert deployment["max_ongoing_requests"] > options["max_ongoing_requests"] * options["num_replicas"]
+    # Requests queue in the engine, so that a probe of its health never waits behind them.
+    assert min(deployment["max_ongoing_requests"], application.ingress_options(read)["max_ongoing_requests"]) >= 100_000
     known = json.loads((ROOT / f"templates/engines/vllm-{read.engine_version}-arguments.json").read_text())
     assert set(config.engine_kwargs) <= {*known["engine"], *known["frontend"]}
     assert config.engine_kwargs["tensor_parallel_size"] * config.engine_kwargs["pipeline_parallel_size"] == read.gpus
@@ -91,14 +91,54 @@ def test_the_digest_is_one_on_both_sides(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(PLANS["deepseek-r1"])
     wanted = launcher.digest_of({"plan.json": PLANS["deepseek-r1"], **launcher.application()})
-    assert serving_plan.digest_of(file) == wanted
-    serving_plan.await_digest(file, wanted)
+    assert entry.digest_of(file) == wanted
+    assert entry.await_digest(file, wanted) is None
     file.write_text(PLANS["deepseek-r1"] + " ")
     clock = Clock()
-    with pytest.raises(PlanError, match=f"was rendered with {wanted}: apply the ConfigMaps and the RayService"):
-        serving_plan.await_digest(file, wanted, within_s=10, clock=clock, sleep=clock.sleep)
-    with pytest.raises(PlanError, match="unreadable"):
-        serving_plan.await_digest(tmp_path / "none.json", wanted, within_s=10, clock=clock, sleep=clock.sleep)
+    stale = entry.await_digest(file, wanted, within_s=10, clock=clock, sleep=clock.sleep)
+    assert stale == entry.digest_of(file) != wanted
+    missing = tmp_path / "none.json"
+    said = entry.await_digest(missing, wanted, within_s=10, clock=clock, sleep=clock.sleep)
+    assert said == "unreadable (No such file or directory)"
+
+
+_UPDATE = """
+import sys, threading, time
+from pathlib import Path
+here, fresh = Path(sys.argv[1]), Path(sys.argv[2])
+sys.path.insert(0, str(here))
+from modelstacks_ray import entry
+
+def arrive():
+    time.sleep(1)
+    for file in fresh.iterdir():
+        (here / "modelstacks_ray" / file.name).write_bytes(file.read_bytes())
+
+threading.Thread(target=arrive).start()
+print(entry.build({"plan": sys.argv[3], "digest": sys.argv[4]}))
+"""
+
+
+def test_an_update_of_the_files_is_seen_whole(tmp_path: Path) -> None:
+    """The serve config comes first, the mounted files a minute later: then all of the new ones are used, none old."""
+    code = launcher.application()
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "modelstacks_ray").mkdir(parents=True)
+    new.mkdir()
+    changed = {
+        "serving_plan.py": "NEWS = 'the new plan reader'\n",
+        "application.py": "from modelstacks_ray import serving_plan\nread = str\n"
+        "def build(path):\n    return serving_plan.NEWS\n",
+    }
+    for name, text in code.items():
+        (old / "modelstacks_ray" / name).write_text(text)
+        (new / name).write_text(changed.get(name, text))
+    plan_file = tmp_path / "plan.json"
+    plan_file.write_text("{}")
+    wanted = launcher.digest_of({"plan.json": "{}"} | {n: changed.get(n, t) for n, t in code.items()})
+    command = [sys.executable, "-c", _UPDATE, str(old), str(new), str(plan_file), wanted]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "the new plan reader", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ are Ray's own with GPUs that only it believes in, and the engine is an imitation
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ import yaml
 from modelstacks import project, render, serving, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, ClusterError, Problem, Refused, ToolchainError
-from modelstacks.local import ports, processes
+from modelstacks.local import locks, ports, processes
 from modelstacks.local.layout import Layout
 from modelstacks.local.raycluster.state import Folder, NodeSpec, Wanted
 from modelstacks.plan import Plan, plan
@@ -93,6 +94,11 @@ def up(root: Path, stack: str, report: Report, nodes: Nodes | None = None) -> li
     """
     check_installed()
     decided = _plan(root, stack)
+    with _alone(root, report):
+        return _up(root, stack, decided, report, nodes or Nodes())
+
+
+def _up(root: Path, stack: str, decided: Plan, report: Report, nodes: Nodes) -> list[Replica]:
     manifests = render.render(decided, Catalog())
     services = [m for m in manifests if m["kind"] == "RayService"]
     home = _home(root, stack)
@@ -101,18 +107,31 @@ def up(root: Path, stack: str, report: Report, nodes: Nodes | None = None) -> li
         report(f"{old.name} is no replica of {stack} any more: stopping it")
         _stop(old)
     for service in services:
-        _want(service, manifests, decided, home, report, nodes or Nodes())
+        _want(service, manifests, decided, home, report, nodes)
     return [_await(service, decided, home, report) for service in services]
 
 
 def down(root: Path, stack: str | None, report: Report) -> None:
-    """Stop the local Ray clusters of one stack, or of all."""
-    folders = sorted(_home(root, stack or "*").parent.glob(stack or "*"))
-    for folder in folders:
-        for replica in sorted(path for path in folder.glob("*") if path.is_dir()):
-            report(f"stopping {replica.name}")
-            _stop(replica)
-        shutil.rmtree(folder, ignore_errors=True)
+    """Stop the local Ray clusters of one stack, or of all. Raises BadInput for what is no name of a stack."""
+    if stack is not None:
+        stackfile.check_stack_name(stack)
+    every = _home(root, "any").parent
+    folders = sorted(path for path in every.glob("*") if path.is_dir()) if stack is None else [every / stack]
+    with _alone(root, report):
+        for folder in folders:
+            for replica in sorted(path for path in folder.glob("*") if path.is_dir()):
+                report(f"stopping {replica.name}")
+                _stop(replica)
+            if stack is not None and not folder.is_dir():
+                report(f"no local Ray of {stack} runs")
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            every.rmdir()
+
+
+def _alone(root: Path, report: Report) -> contextlib.AbstractContextManager[None]:
+    busy = "another command is at work on the local Ray of this project: waiting for it"
+    return locks.held(Layout.of(root).state / "ray.lock", report, busy)
 
 
 def stream(replica: Replica, model: str, prompt: str = _PROMPT, max_tokens: int = 12) -> str:
@@ -127,8 +146,11 @@ def stream(replica: Replica, model: str, prompt: str = _PROMPT, max_tokens: int 
             for line in answer:
                 event = line.decode().removeprefix("data: ").strip()
                 if event and event != "[DONE]":
-                    words.append(json.loads(event)["choices"][0]["delta"].get("content", ""))
-    except (OSError, ValueError, KeyError) as error:
+                    chunk = json.loads(event)
+                    if "error" in chunk:
+                        raise ValueError(chunk["error"]["message"])
+                    words.append(chunk["choices"][0]["delta"].get("content", ""))
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
         raise ClusterError(
             f"{replica.name} gave no answer: {error}", next_step=f"curl {replica.endpoint}/models"
         ) from None
@@ -159,7 +181,8 @@ def _plan(root: Path, stack: str) -> Plan:
         problem = Problem("stack", f"{stack} runs without Ray: {how}", stack, "a stack over several nodes")
         raise BadInput([problem], source="local ray", next_step=f"make up STACK={stack}")
     if not decided.spec.replicas:
-        raise BadInput([Problem("stack", f"{stack} has 0 replicas: nothing to run", stack)], source="local ray")
+        problem = Problem("stack", f"{stack} has 0 replicas: nothing to run", stack)
+        raise BadInput([problem], source="local ray", next_step=f"modelstacks local ray {stack} --stop")
     return decided
 
 
@@ -185,14 +208,15 @@ def _want(
         cpus=int(container["resources"]["requests"]["cpu"]),
         facts=nodes.facts,
     )
-    before = folder.status() if _runs(folder) else None
-    port = before["port"] if before is not None and "port" in before else _free_port(home)
+    # What a running cluster was asked for, be it still starting.
+    before = folder.wanted() if _runs(folder) else None
+    port = _free_port(home) if before is None else before.port
     count = worker["replicas"] if nodes.nodes is None else nodes.nodes
     wanted = Wanted(config, (spec,) * count, port, config["applications"][0]["args"]["digest"])
-    if before is not None and folder.wanted() == wanted:
+    if before == wanted:
         report(f"{name} runs already, unchanged")
         return
-    if before is not None and folder.wanted().nodes != wanted.nodes:
+    if before is not None and before.nodes != wanted.nodes:
         report(f"{name} gets other nodes: restarting it")
         _stop(folder.path, keep=True)
         before = None
@@ -279,9 +303,11 @@ def sentence(application: dict[str, Any]) -> str:
 
 
 def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-        return bool(answer.status == 200)
-    return False
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _free_port(home: Path) -> int:
@@ -320,6 +346,6 @@ def _sweep(folder: Folder) -> None:
     """Kill what a cluster's process has left, which is what Ray's agents do when it was killed itself."""
     status = folder.status() or {}
     if status.get("pid"):
-        processes.kill_session(status["pid"])
+        processes.kill_session(status["pid"], str(folder.mounts))
     if status.get("temp"):
         shutil.rmtree(status["temp"], ignore_errors=True)

@@ -46,15 +46,17 @@ class Runner:
         self._client: Any = None
         self._cluster: Any = None
         self._temp = ""
+        self._port = 0
 
     def start(self) -> None:
         """The head and Serve on it, on loopback."""
         wanted = self._folder.wanted()
         # Ray keeps its sockets there, whose paths must be short, and notes there which cluster is the current one.
-        self._temp = tempfile.mkdtemp(prefix="ray-")
+        # The user's own folder for such things may be a long one.
+        self._temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if Path("/tmp").is_dir() else None)
         os.environ["RAY_TMPDIR"] = self._temp
         Path(self._temp, "ray").mkdir()
-        self._folder.say({"pid": os.getpid(), "temp": self._temp})
+        self._folder.say(self._begun())
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -63,6 +65,7 @@ class Runner:
             },
         )  # fmt: skip
         ray.init(self._cluster.address, namespace="serve", log_to_driver=False, configure_logging=False)
+        self._port = wanted.port
         serve.start(http_options={"host": "127.0.0.1", "port": wanted.port, "location": "EveryNode"})
         self._client = serve.context._get_global_client()
 
@@ -87,6 +90,9 @@ class Runner:
                 os.kill(info.process.pid, signal.SIGKILL)
         if self._temp:
             shutil.rmtree(self._temp, ignore_errors=True)
+
+    def _begun(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "temp": self._temp}
 
     def _make_nodes(self, specs: tuple[NodeSpec, ...]) -> None:
         for spec in specs[len(self._nodes) :]:
@@ -126,12 +132,10 @@ class Runner:
             for name, app in applications.items()
         }
         alive = {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}  # type: ignore[no-untyped-call]
-        return {
-            "pid": os.getpid(),
-            "temp": self._temp,
+        return self._begun() | {
             "address": self._cluster.address,
             "digest": wanted.digest,
-            "port": wanted.port,
+            "port": self._port,
             "applications": apps,
             "serving": bool(apps) and all(app["status"] == _SERVING for app in apps.values()),
             "nodes": [

@@ -49,7 +49,7 @@ class Folder:
         _write(self.path / "wanted.json", asdict(wanted))
 
     def wanted(self) -> Wanted:
-        """What was last asked for."""
+        """What was last asked for. Raises OSError when nothing was."""
         data = json.loads((self.path / "wanted.json").read_text(encoding="utf-8"))
         return Wanted(**(data | {"nodes": tuple(NodeSpec(**node) for node in data["nodes"])}))
 
@@ -72,6 +72,6 @@ class Folder:
 
 def _write(path: Path, data: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(data, indent=1), encoding="utf-8")
     partial.replace(path)
