@@ -74,6 +74,11 @@ def key_path(key: str) -> str:
     return f"{NAMESPACE}:{key}"
 
 
+def resource_name(context: str) -> str:
+    """A context in the name of a Pulumi resource: some clouds put slashes and colons into them."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context)
+
+
 def nearest(word: str, words: tuple[str, ...]) -> str | None:
     folded = {candidate.lower(): candidate for candidate in words}
     longer = [candidate for low, candidate in folded.items() if low.startswith(f"{word.lower()}-")]

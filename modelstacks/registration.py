@@ -19,11 +19,10 @@ from modelstacks.catalog import Catalog
 from modelstacks.cluster import operators
 from modelstacks.cluster.connection import Cluster, Kind
 from modelstacks.errors import ClusterError
-from modelstacks.fields import NAMESPACE
+from modelstacks.fields import NAMESPACE, resource_name
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
 from modelstacks.render.templates import Manifest
-from modelstacks.spec import resource_name
 
 Resources = list[pulumi.Resource]
 

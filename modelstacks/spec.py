@@ -5,7 +5,6 @@ Defaults live here and nowhere else. Every mistake is reported at once, with its
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -29,6 +28,7 @@ from modelstacks.fields import (
     camel,
     key_path,
     nearest,
+    resource_name,
     whole_number,
 )
 
@@ -127,11 +127,6 @@ class StackSpec(Section):
     def copies(self) -> int:
         """Clusters that the stack is deployed to: what is bought is bought in each."""
         return max(1, len(self.clusters))
-
-
-def resource_name(context: str) -> str:
-    """A context in the name of a Pulumi resource: some clouds put slashes and colons into them."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context)
 
 
 KEYS = tuple(camel(name) for name in StackSpec.model_fields)

@@ -110,9 +110,9 @@ def plan(decided: Plan, console: Console | None = None) -> None:
     console.print(head + verdict)
     replicas = "1 replica" if decided.spec.replicas == 1 else f"{decided.spec.replicas} replicas"
     version = choice.form.version if choice.form is not None else "unsupported here"
+    tier = choice.tier if decided.nodes_per_replica == 1 else f"{choice.tier} by {decided.tier_form.launcher}"
     console.print(
-        f"tier {choice.tier} · {choice.engine} {version} · {replicas} · "
-        f"{load.concurrency} × {load.context:,} tokens must fit"
+        f"tier {tier} · {choice.engine} {version} · {replicas} · {load.concurrency} × {load.context:,} tokens must fit"
     )
     console.print()
     for refusal in decided.refusals:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from modelstacks import documents, project
@@ -113,11 +112,6 @@ def digest_of(files: dict[str, str]) -> str:
         total.update(f"{name} {len(content)}\n".encode())
         total.update(content)
     return total.hexdigest()[:12]
-
-
-def code_folder() -> Path:
-    """Where the application lies in the project."""
-    return project.data_root() / "ray"
 
 
 def _waits_for(plan: Plan, application: str) -> str:

@@ -59,6 +59,8 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "autoscale": _autoscale(plan),
         "several_nodes": plan.nodes_per_replica > 1,
         "workers": nodes,
+        # Ray keeps its sockets and logs in the image's own /tmp.
+        "own_tmp": plan.tier_form.form != "ray",
         "waits_for": None if simulated else plan.tier_form.waits_for,
         "group_surge": int(surge),
         "group_unavailable": int(not surge),

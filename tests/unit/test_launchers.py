@@ -103,6 +103,9 @@ def test_groups_run_vllms_own_processes_on_every_node() -> None:
     for flag, value in (("--nnodes", "2"), ("--master-addr", "$(LWS_LEADER_ADDRESS)")):
         assert leader["args"][leader["args"].index(flag) + 1] == value
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= leader.keys() - worker.keys()
+    for role in ("leader", "worker"):
+        pod = template[f"{role}Template"]["spec"]
+        assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
     assert one(found, "Service")["spec"]["selector"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
     assert not [m for m in found if m["kind"] in ("RayService", "ConfigMap")]
     assert sum(need.count * need.gpus for need in needs(found)) == 48
