@@ -110,7 +110,7 @@ def plan(decided: Plan, console: Console | None = None) -> None:
     console.print(head + verdict)
     replicas = "1 replica" if decided.spec.replicas == 1 else f"{decided.spec.replicas} replicas"
     version = choice.form.version if choice.form is not None else "unsupported here"
-    tier = choice.tier if decided.nodes_per_replica == 1 else f"{choice.tier} by {decided.tier_form.launcher}"
+    tier = choice.tier if decided.nodes_per_replica == 1 else f"{choice.tier} ({decided.tier_form.launcher})"
     console.print(
         f"tier {tier} · {choice.engine} {version} · {replicas} · {load.concurrency} × {load.context:,} tokens must fit"
     )

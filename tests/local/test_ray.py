@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,8 +138,23 @@ def test_two_replicas_live_die_and_change_apart(folder: Path) -> None:
     assert command.up(folder, STACK, print) == [again]
     assert get(two, "/health")[0] == 0
 
-    edit(folder, "context: 65536", "context: 32768")
-    (changed,) = command.up(folder, STACK, print)
+    # Changed while it answers: what had begun is finished before the old application goes.
+    with ThreadPoolExecutor(1) as beside:
+        first = threading.Event()
+
+        def collect() -> list[Any]:
+            found = []
+            for event in events(again, 300):
+                first.set()
+                found.append(event)
+            return found
+
+        begun = beside.submit(collect)
+        assert first.wait(30)
+        edit(folder, "context: 65536", "context: 32768")
+        (changed,) = command.up(folder, STACK, print)
+        *tokens, last, end = begun.result()
+    assert (len(tokens), last["choices"][0]["finish_reason"], end) == (300, "length", "[DONE]")
     assert (changed.pid, whole_groups(changed)) == (one.pid, whole_groups(again)), "on the very same nodes"
     assert '"max_model_len":32768' in get(changed, "/v1/models")[1]
 
