@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelstacks.catalog import Catalog, Operator
+from modelstacks.catalog.versions import version_key
 from modelstacks.cluster import operators
 from modelstacks.cluster.findings import Finding, note, problem, quantity, warning
 from modelstacks.cluster.nodes import GPU, has_gpu
@@ -54,6 +55,12 @@ def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Fin
                 problem("operators", text, f"modelstacks:rayOperatorNamespace: {installed.namespace}, then make render")
             )
         elif installed.version is not None and installed.version != row.version.removeprefix("v"):
+            older = (version_key(installed.version) or ()) < (version_key(row.version) or ())
+            if older and name == plan.tier_form.operator:
+                # What it does not know of it drops without a word, the token that guards the head among it.
+                text = f"{name} {installed.version} is there, the stack's {plan.tier_form.kind} has fields of {row.version}"
+                found.append(problem("operators", text, _upgrade(row, installed)))
+                continue
             text = f"{name} {installed.version} is there, {row.version} is what this was tested with"
             found.append(warning("operators", text, _upgrade(row, installed)))
     return found + _gpu_software(snapshot, plan, catalog, there)

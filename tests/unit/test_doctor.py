@@ -772,6 +772,15 @@ def test_an_operator_that_the_network_policy_shuts_out_is_found() -> None:
     assert not [f for f in serious(told) if f.check == "operators"]
 
 
+@pytest.mark.parametrize(("version", "level"), [("1.4.2", "problem"), ("1.5.1", None), ("1.7.0", "warning")])
+def test_an_operator_older_than_the_fields_that_are_used_is_a_problem(version: str, level: str | None) -> None:
+    """An older KubeRay would leave the token out; a newer one is merely untried."""
+    there = workload("kuberay", {"app.kubernetes.io/name": "kuberay-operator"}, f"x/operator:v{version}")
+    found = look(well() | {"deployments": [there]}, over_nodes(rayOperatorNamespace="ops"))
+    said = [f.level for f in found if f.check == "operators" and f"kuberay {version} is there" in f.message]
+    assert said == ([level] if level else [])
+
+
 def test_groups_need_their_own_operator() -> None:
     """And no KubeRay."""
     found = [f.message for f in serious(look(well(), over_nodes(launcher="leader-worker-set")))]
