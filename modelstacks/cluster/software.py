@@ -58,7 +58,7 @@ def examine(snapshot: Snapshot, plan: Plan | None, catalog: Catalog) -> list[Fin
             older = (version_key(installed.version) or ()) < (version_key(row.version) or ())
             if older and name == plan.tier_form.operator:
                 # What it does not know of it drops without a word, the token that guards the head among it.
-                text = f"{name} {installed.version} is there, the stack's {plan.tier_form.kind} has fields of {row.version}"
+                text = f"{name} {installed.version} is there, the stack uses fields of {row.version}"
                 found.append(problem("operators", text, _upgrade(row, installed)))
                 continue
             text = f"{name} {installed.version} is there, {row.version} is what this was tested with"
