@@ -79,6 +79,21 @@ def get(replica: command.Replica, path: str) -> tuple[int, str]:
         return 0, str(error)
 
 
+def raylet_of(folder: Path, replica: command.Replica, node: str) -> int:
+    """The process that is the node."""
+    (found,) = [n["raylet"] for n in status_of(folder, replica.name)["nodes"] if n["id"] == node]
+    return int(found)
+
+
+def rank_on(folder: Path, replica: command.Replica, node: str) -> int:
+    """The process of the engine's part on a node: a child of the node's own."""
+    parent = str(raylet_of(folder, replica, node))
+    listing = subprocess.run(["ps", "-axo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listing.splitlines()]
+    (found,) = [pid for pid, ppid, name in rows if ppid == parent and name.startswith("ray::Rank")]
+    return int(found)
+
+
 def whole_groups(replica: command.Replica) -> set[str]:
     """The nodes of a replica, after its tensor-parallel groups were seen to be whole."""
     first, second = replica.nodes_of_ranks[:8], replica.nodes_of_ranks[8:]
@@ -115,12 +130,11 @@ def test_two_replicas_live_die_and_change_apart(folder: Path) -> None:
     assert same == one, "the first was neither restarted nor moved"
     assert len(nodes | whole_groups(two)) == 4
 
-    # The node of the second pipeline stage, which holds no Serve replica, goes while an answer is streamed.
+    # The engine's part on the second node goes while an answer is streamed.
     stream = events(one, 4000)
     next(stream)
-    lost = one.nodes_of_ranks[-1]
-    (raylet,) = [n["raylet"] for n in status_of(folder, one.name)["nodes"] if n["id"] == lost]
-    os.kill(raylet, signal.SIGKILL)
+    second = one.nodes_of_ranks[-1]
+    os.kill(rank_on(folder, one, second), signal.SIGKILL)
     *_, error, end = stream
     assert isinstance(error, dict)
     assert error["error"]["code"] == 503
@@ -128,10 +142,15 @@ def test_two_replicas_live_die_and_change_apart(folder: Path) -> None:
     assert "Traceback" not in json.dumps(error)
     assert end == "[DONE]"
     assert command.stream(two, two.model).startswith("the plan fits"), "the other replica serves on"
-    eventually("it is not called healthy meanwhile", lambda: get(one, "/health")[0] != 200, 30)
+    eventually("it is back", lambda: get(one, "/health")[0] == 200)
+
+    # Then that whole node, which no answer could outlive that came through its own ingress.
+    os.kill(raylet_of(folder, one, second), signal.SIGKILL)
+    eventually("it is not called healthy meanwhile", lambda: get(one, "/health")[0] != 200, 60)
+    assert command.stream(two, two.model).startswith("the plan fits")
     eventually("it is back", lambda: get(one, "/health")[0] == 200)
     again, other = command.up(folder, STACK, print)
-    assert lost not in whole_groups(again)
+    assert second not in whole_groups(again)
     assert (again.pid, other) == (one.pid, two)
 
     edit(folder, "replicas: 2", "replicas: 1")
