@@ -42,7 +42,7 @@ def deploy() -> None:
         catalog = Catalog()
         question = read_question(pulumi.get_stack(), catalog)
         decided = plan(question.spec, catalog, stack=question.stack)
-        refuse(decided)
+        decided.check_runs()
         if not question.overlaid:
             sharing.check(decided, project.root(), catalog)
         manifests = render.render(decided, catalog)
@@ -79,14 +79,6 @@ def read_question(stack: str, catalog: Catalog) -> Question:
         problem = Problem("modelstacks:stackFile", f"is {path.name}, the stack is {stack}", source)
         raise BadInput([problem], source=f"Pulumi.{stack}.yaml", next_step=f"make up STACK={stack}")
     return Question(stack, stackfile.parse_file(path, catalog, overlay=values), overlaid=True)
-
-
-def refuse(decided: Plan) -> None:
-    """Raise Refused with every reason and the nearest plans that fit."""
-    if decided.runs:
-        return
-    lines = [f"{decided.stack}: this plan is refused", *decided.refusal_lines]
-    raise Refused("\n".join(lines), next_step=f"modelstacks plan {decided.stack}")
 
 
 def compare_with_reviewed(decided: Plan, catalog: Catalog) -> None:

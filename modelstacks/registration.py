@@ -32,8 +32,6 @@ _BEFORE_PODS = (
     "ConfigMap",
 )  # fmt: skip
 _OPERATOR_READY_S = 900
-# What a Ray head keeps its state in must be there before the head.
-_STATE_COMPONENT = "head-state"
 
 
 class Foundation(pulumi.ComponentResource):
@@ -93,15 +91,15 @@ class ModelServer(pulumi.ComponentResource):
         names: Names,
     ) -> None:
         super().__init__("modelstacks:index:ModelServer", names(name), None, names.options(name, opts))
-        # A pod is admitted with its account and its network rules in place, not before.
-        early = [m for m in manifests if m["kind"] in _BEFORE_PODS or _is_head_state(m)]
+        # A pod is admitted with its account and its network rules in place, a head with its state, not before.
+        early = [m for m in manifests if m["kind"] in _BEFORE_PODS or render.is_head_state(m)]
         first = register_all(early, self, names, after)
         late = [m for m in manifests if m not in early]
         servers: Resources = []
         # A replica that runs is changed when the one before it serves again, so the others answer meanwhile.
         before: Resources = []
         for manifest in [m for m in late if m["kind"] != "Service"]:
-            running = changes.one_by_one and render.identity(manifest) in changes.running
+            running = render.identity(manifest) in changes.running
             waits_for = [*after, *first, *(before if running else [])]
             made = register_all([manifest], self, names, waits_for, changes.options(manifest))
             before = made if running else before
@@ -165,13 +163,12 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How workloads are changed. `running` are those that the cluster has already.
+    """How workloads are changed. `running` are those that the cluster has already and that wait for one another.
 
     KubeRay leaves a running cluster as it is unless it may put a second one beside it. Where it may not, a change of
     the cluster itself is a new RayService in place of the old one, which gives its GPUs back first.
     """
 
-    one_by_one: bool
     replaced: bool
     running: frozenset[tuple[str, str, str]]
 
@@ -187,7 +184,7 @@ def changes_of(decided: Plan, manifests: list[Manifest], live: Cluster | None) -
     together = decided.tier_form.changed_together
     own = [m for m in manifests if m["kind"] == decided.tier_form.kind] if together else []
     running = frozenset(render.identity(m) for m in own if live is not None and _is_there(live, m))
-    return Changes(together, together and rollout(decided).way == "in-place", running)
+    return Changes(together and rollout(decided).way == "in-place", running)
 
 
 def _is_there(live: Cluster, manifest: Manifest) -> bool:
@@ -196,10 +193,6 @@ def _is_there(live: Cluster, manifest: Manifest) -> bool:
         return live.get(Kind(manifest["apiVersion"], kind), space, name) is not None
     except ClusterError:
         return False
-
-
-def _is_head_state(manifest: Manifest) -> bool:
-    return bool(manifest["metadata"].get("labels", {}).get("app.kubernetes.io/component") == _STATE_COMPONENT)
 
 
 def register(

@@ -175,9 +175,7 @@ def _nodes(plan: Plan) -> list[str]:
         rows.append(("Between nodes", f"{plan.fabric.about}; {plan.fabric.source}"))
         rows += [("Fabric needs", need) for need in plan.fabric.cluster_needs]
     for software in kind.software:
-        who = {"cloud": "the cloud brings it", "image": "in the node image", "you": "must be there"}[
-            software.brought_by
-        ]
+        who = _BROUGHT[software.brought_by]
         operator = f" (`operators: [{software.operator}]`)" if software.operator is not None else ""
         note = f"; {software.note}" if software.note else ""
         rows.append((software.name, f"{who}{operator}{note}"))

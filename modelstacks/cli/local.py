@@ -60,7 +60,7 @@ def ray(
         return
     facts = {} if shm_gib is None else {"shm_gib": shm_gib}
     found = command.up(root, stack, report, command.Nodes(nodes, gpus_per_node, accelerator_type, facts))
-    answers = {replica.name: command.stream(replica, replica.model) for replica in found}
+    answers = {replica.name: command.stream(replica) for replica in found}
     if as_json:
         rows = [replica.answer() | {"answer": answers[replica.name]} for replica in found]
         typer.echo(json.dumps({"stack": stack, "replicas": rows}, indent=2))

@@ -13,7 +13,7 @@ from typing import Any
 
 from modelstacks import render, stackfile
 from modelstacks.catalog import Catalog
-from modelstacks.errors import BadInput, ClusterError, Problem, Refused
+from modelstacks.errors import BadInput, ClusterError, Problem
 from modelstacks.fields import nearest
 from modelstacks.local import cluster, machines, toolchain, workspace
 from modelstacks.local.layout import Layout
@@ -53,9 +53,7 @@ def simulated_plan(root: Path, stack: str) -> Plan:
     catalog = Catalog()
     path = stackfile.stack_file(root, stack)
     decided = plan(stackfile.parse_file(path, catalog, overlay=overlay(path, catalog)), catalog, stack=stack)
-    if decided.refusals:
-        lines = [f"{stack} is refused", *decided.refusal_lines]
-        raise Refused("\n".join(lines), next_step=f"modelstacks plan {stack}")
+    decided.check_runs()
     return decided
 
 

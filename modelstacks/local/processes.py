@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +78,16 @@ def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path) 
 
 def stop(folder: Path, programs: Collection[str], *, patience_s: float = 5) -> None:
     """End the cluster's processes: ask first, and kill those that still run after `patience_s` seconds."""
+    end(lambda: running(folder, programs), patience_s=patience_s)
+
+
+def end(find: Callable[[], list[Process]], *, patience_s: float) -> None:
+    """End the processes that `find` finds: ask first, and kill those that still run after `patience_s` seconds."""
     asked: set[int] = set()
     for sent, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5)):
         deadline = time.monotonic() + wait_s
         told: set[int] = set()
-        while left := {process.pid for process in running(folder, programs)}:
+        while left := {process.pid for process in find()}:
             for pid in left - told:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, sent)

@@ -28,15 +28,12 @@ def rollout(plan: Plan) -> Rollout:
     """
     cloud = plan.spec.cloud
     limit = cloud.limit_gpus if cloud is not None and cloud.limit_gpus is not None else 0
-    warm = cloud.warm_spares if cloud is not None else 0
-    machine = plan.pool.machine.gpus if plan.pool is not None else plan.gpus_per_node
-    committed = plan.choice.topology.gpus * plan.spec.replicas_at_most + machine * warm
-    spare = max(0, limit - committed) // plan.gpus_per_node
+    spare = max(0, limit - plan.gpus_committed) // plan.gpus_per_node
     at_once = plan.spec.replicas_at_most if plan.tier_form.changed_together else 1
     needed = plan.nodes_per_replica * max(1, at_once)
     what = "a second of every replica" if at_once > 1 else "a second replica"
     have = f"the stack may hold {spare} nodes beside those that serve, {what} takes {needed}"
     if plan.spec.replicas and spare >= needed:
         return Rollout("new-cluster", spare, needed, have)
-    more = committed + needed * plan.gpus_per_node
+    more = plan.gpus_committed + needed * plan.gpus_per_node
     return Rollout("in-place", spare, needed, f"{have}: modelstacks:cloud.limitGpus: {more} would let it")

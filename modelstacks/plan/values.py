@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Fabric, Gpu, Model, TierForm
+from modelstacks.errors import Refused
 from modelstacks.fit import Load, Memory, Topology
 from modelstacks.pool import Pool
 from modelstacks.price import Cost
@@ -117,6 +118,13 @@ class Plan:
         reasons = [f"  {refusal.code}: {refusal.message}" for refusal in self.refusals]
         return reasons + [f"  would fit: {alternative.change}" for alternative in self.alternatives]
 
+    def check_runs(self) -> None:
+        """Raise Refused with every reason and the nearest plans that fit, unless nothing stands against it."""
+        if not self.runs:
+            name = self.stack or self.name
+            lines = [f"{name}: this plan is refused", *self.refusal_lines]
+            raise Refused("\n".join(lines), next_step=f"modelstacks plan {name}")
+
     @property
     def name(self) -> str:
         """The base of all object names: the stack's, or the model's id for a bare model."""
@@ -144,8 +152,20 @@ class Plan:
         return self.choice.topology.gpus * self.spec.replicas * self.spec.copies
 
     @property
+    def gpus_of_spare(self) -> int:
+        """GPUs that a warm spare holds: those of a machine."""
+        return self.pool.machine.gpus if self.pool is not None else self.gpus_per_node
+
+    @property
+    def gpus_committed(self) -> int:
+        """GPUs that the most replicas and the warm spares of one cluster take together."""
+        spares = self.spec.cloud.warm_spares if self.spec.cloud is not None else 0
+        return self.choice.topology.gpus * self.spec.replicas_at_most + self.gpus_of_spare * spares
+
+    @property
     def usd_per_month_at_most(self) -> float | None:
         """USD a month of everything that may be bought, spares and a second pool included; None without a price."""
-        if self.pool is None or self.pool.usd_per_month_at_most is None:
-            return self.cost.usd_per_month if self.pool is None else None
-        return self.pool.usd_per_month_at_most * self.spec.copies
+        if self.pool is None:
+            return self.cost.usd_per_month
+        month = self.pool.usd_per_month_at_most
+        return None if month is None else month * self.spec.copies

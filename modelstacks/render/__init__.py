@@ -40,6 +40,7 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
 
     Raises BadInput when a template does not give valid, complete, unique objects.
     """
+    _check_shipped(plan, catalog)
     context = context_of(plan, catalog)
     placement = part(catalog, "parts/placement.yaml.j2", context)
     volumes, fabric = part(catalog, "parts/volumes.yaml.j2", context), context["fabric"]
@@ -50,7 +51,6 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
         "worker_volumes": volumes + fabric["volumes"],
     }
     if plan.tier_form.form == "ray":
-        _check_shipped(plan, catalog)
         context["ray"] = ray.values(plan, catalog, context)
     manifests = []
     if plan.spec.namespace_owner is None:
@@ -76,7 +76,17 @@ def _pool_templates(plan: Plan, catalog: Catalog) -> list[str]:
 
 def is_pool(manifest: Manifest) -> bool:
     """The object provisions nodes."""
-    return bool(manifest["metadata"].get("labels", {}).get("app.kubernetes.io/component") == POOL_COMPONENT)
+    return _component(manifest) == POOL_COMPONENT
+
+
+def is_head_state(manifest: Manifest) -> bool:
+    """The object keeps what a Ray head must remember."""
+    return _component(manifest) == ray.STATE_COMPONENT
+
+
+def _component(manifest: Manifest) -> str | None:
+    component: str | None = manifest["metadata"].get("labels", {}).get("app.kubernetes.io/component")
+    return component
 
 
 def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
@@ -186,7 +196,6 @@ def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Man
     template = f"tiers/{plan.tier_form.template}.yaml.j2"
     if plan.tier_form.form == "ray":
         return many(catalog, template, context)
-    _check_shipped(plan, catalog)
     engine = part(catalog, f"engines/{form_of(plan).template}.yaml.j2", context)
     container = part(catalog, "parts/container.yaml.j2", context | {"engine": engine})
     if plan.nodes_per_replica > 1:

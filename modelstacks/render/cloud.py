@@ -170,18 +170,15 @@ def _claim(plan: Plan) -> dict[str, Any]:
 
 def _quota(plan: Plan, cloud: CloudSpec, *, claims: bool) -> dict[str, str]:
     """What pods of the namespace may ask for together: the replicas' GPUs and the spares', or the stack's own limit."""
-    pool = plan.pool
-    spare = pool.machine.gpus if pool is not None else plan.gpus_per_node
-    most = plan.choice.topology.gpus * plan.spec.replicas_at_most + spare * cloud.warm_spares
     name = "gpu.nvidia.com.deviceclass.resource.k8s.io/devices" if claims else f"requests.{GPU_RESOURCE}"
-    return {"resource": name, "most": str(max(most, cloud.limit_gpus or 0))}
+    return {"resource": name, "most": str(max(plan.gpus_committed, cloud.limit_gpus or 0))}
 
 
 def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], *, claims: bool) -> dict[str, Any] | None:
     """Placeholder pods, each as large as the GPUs of a machine."""
     if not cloud.warm_spares:
         return None
-    gpus = plan.pool.machine.gpus if plan.pool is not None else plan.gpus_per_node
+    gpus = plan.gpus_of_spare
     name = f"{plan.name}-spare"
     selector = {"app.kubernetes.io/instance": name}
     return {
@@ -243,3 +240,23 @@ def _fabric(plan: Plan) -> dict[str, Any]:
             ],
         },
     }
+
+
+def affinity(plan: Plan, workers: dict[str, str], mine: dict[str, str]) -> dict[str, Any]:
+    """Never two workers on a node; those of one replica near one another, as far as nodes tell where they are."""
+    kind = plan.cloud
+    alone = {"labelSelector": {"matchLabels": workers}, "topologyKey": "kubernetes.io/hostname"}
+    found: dict[str, Any] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [alone]}}
+    with_mine = {"matchLabels": mine}
+    near: dict[str, Any] = {}
+    zone = "topology.kubernetes.io/zone"
+    if kind is not None and kind.zoned:
+        near["requiredDuringSchedulingIgnoredDuringExecution"] = [{"labelSelector": with_mine, "topologyKey": zone}]
+    # The nearest counts most. Where nodes exist already they may have no zone, which must not keep pods from them.
+    wished = [*(kind.near if kind is not None else ()), *([] if kind is not None and kind.zoned else [zone])]
+    if wished:
+        near["preferredDuringSchedulingIgnoredDuringExecution"] = [
+            {"weight": 100 // (index + 1), "podAffinityTerm": {"labelSelector": with_mine, "topologyKey": key}}
+            for index, key in enumerate(wished)
+        ]
+    return {"podAffinity": near} | found

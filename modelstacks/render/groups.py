@@ -6,7 +6,8 @@ from typing import Any
 
 from modelstacks.catalog import Catalog
 from modelstacks.plan import Plan
-from modelstacks.render.ray import affinity
+from modelstacks.plan.rollout import rollout
+from modelstacks.render.cloud import affinity
 from modelstacks.render.templates import part
 
 # vLLM's --master-port by default; ranks meet there, and talk on random ports after that.
@@ -16,7 +17,7 @@ _GROUP_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 
 
 def values(plan: Plan, catalog: Catalog, container: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
-    """The pod templates of leader and workers, from the container that would serve alone."""
+    """The pod templates of leader and workers, from the container that would serve alone, and how groups change."""
     several = [
         "--nnodes", str(plan.nodes_per_replica), "--master-addr", "$(LWS_LEADER_ADDRESS)",
         "--master-port", str(_MASTER_PORT), "--distributed-executor-backend", "mp",
@@ -44,4 +45,6 @@ def values(plan: Plan, catalog: Catalog, container: dict[str, Any], context: dic
         group = {"group": {"container": container, "affinity": placed}}
         return part(catalog, "parts/grouppod.yaml.j2", context | group)
 
-    return {"leader": pod(leader), "worker": pod(worker)}
+    # A surge is a whole group more: only where the stack may hold its GPUs.
+    surge = int(rollout(plan).way == "new-cluster")
+    return {"leader": pod(leader), "worker": pod(worker), "surge": surge, "unavailable": 1 - surge}

@@ -14,10 +14,14 @@ from modelstacks import documents, project
 from modelstacks.catalog import Catalog
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
+from modelstacks.render import cloud
 from modelstacks.render.templates import part
+from modelstacks.render.values import form_of
 
 PLAN_ROOT, CODE_ROOT = "/etc/modelstacks", "/opt/modelstacks"
 PACKAGE = "modelstacks_ray"
+# The label by which the program knows what must be there before a head.
+STATE_COMPONENT = "head-state"
 _SCHEMA = 1
 # Of the plan's node agent: is the raylet alive, and on the head the global control store too.
 _AGENT_PORT = 52365
@@ -28,8 +32,7 @@ _SETTLE_S = 20
 
 def values(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, Any]:
     """What the templates of this launcher name under `ray`, from a context that has everything else."""
-    form = plan.choice.form
-    assert form is not None, "a plan without a form is not rendered"
+    form = form_of(plan)
     engine = part(catalog, f"engines/{form.template}.yaml.j2", context)
     plan_json = serving_plan(plan, engine, context)
     code = application()
@@ -47,12 +50,10 @@ def values(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, A
         "code_root": CODE_ROOT,
         "upgrade": "NewCluster" if rollout(plan).way == "new-cluster" else "None",
         "recovery": recovery,
-        # By which the program knows what must be there before a head.
-        "state_labels": context["labels"] | {"app.kubernetes.io/component": "head-state"},
+        "state_labels": context["labels"] | {"app.kubernetes.io/component": STATE_COMPONENT},
         "replicas": [_replica(plan, name, context, recovery) for name in context["replica_names"]],
     }
-    simulated = plan.cloud is not None and plan.cloud.simulated
-    found["waits_for"] = None if simulated else _waits_for(plan, found["application"])
+    found["waits_for"] = _waits_for(context["waits_for"], found["application"])
     found |= _probes(context["health_path"], context["port"])
     found |= _files(found, context)
     within = context | {"ray": found}
@@ -64,8 +65,7 @@ def values(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, A
 
 def serving_plan(plan: Plan, engine: dict[str, Any], context: dict[str, Any]) -> str:
     """The plan file of the application: JSON with the fields of its ServingPlan."""
-    form, choice, fabric = plan.choice.form, plan.choice, plan.fabric
-    assert form is not None, "a plan without a form is not rendered"
+    form, choice, fabric = form_of(plan), plan.choice, plan.fabric
     assert plan.checkpoint is not None, "a plan without a checkpoint is not rendered"
     data = {
         "schema": _SCHEMA,
@@ -114,9 +114,12 @@ def digest_of(files: dict[str, str]) -> str:
     return total.hexdigest()[:12]
 
 
-def _waits_for(plan: Plan, application: str) -> str:
+def _waits_for(readiness: str | None, application: str) -> str | None:
+    """The launcher's readiness, where it is awaited at all, and that of the very application."""
+    if readiness is None:
+        return None
     status = f"{{.status.activeServiceStatus.applicationStatuses.{application}.status}}"
-    return json.dumps([plan.tier_form.waits_for, f"jsonpath={status}=RUNNING"])
+    return json.dumps([readiness, f"jsonpath={status}=RUNNING"])
 
 
 def _replica(plan: Plan, name: str, context: dict[str, Any], recovery: dict[str, Any] | None) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def _replica(plan: Plan, name: str, context: dict[str, Any], recovery: dict[str,
     return {
         "name": name,
         "labels": labels,
-        "affinity": affinity(plan, context["worker_labels"], mine),
+        "affinity": cloud.affinity(plan, context["worker_labels"], mine),
         "state": {
             "name": state,
             "address": address,
@@ -137,26 +140,6 @@ def _replica(plan: Plan, name: str, context: dict[str, Any], recovery: dict[str,
             "selector": context["selector"] | {_STATE_LABEL: name},
         },
     }
-
-
-def affinity(plan: Plan, workers: dict[str, str], mine: dict[str, str]) -> dict[str, Any]:
-    """Never two workers on a node; those of one replica near one another, as far as nodes tell where they are."""
-    kind = plan.cloud
-    alone = {"labelSelector": {"matchLabels": workers}, "topologyKey": "kubernetes.io/hostname"}
-    found: dict[str, Any] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [alone]}}
-    with_mine = {"matchLabels": mine}
-    near: dict[str, Any] = {}
-    zone = "topology.kubernetes.io/zone"
-    if kind is not None and kind.zoned:
-        near["requiredDuringSchedulingIgnoredDuringExecution"] = [{"labelSelector": with_mine, "topologyKey": zone}]
-    # The nearest counts most. Where nodes exist already they may have no zone, which must not keep pods from them.
-    wished = [*(kind.near if kind is not None else ()), *([] if kind is not None and kind.zoned else [zone])]
-    if wished:
-        near["preferredDuringSchedulingIgnoredDuringExecution"] = [
-            {"weight": 100 // (index + 1), "podAffinityTerm": {"labelSelector": with_mine, "topologyKey": key}}
-            for index, key in enumerate(wished)
-        ]
-    return {"podAffinity": near} | found
 
 
 def _recovery(plan: Plan, image: str | None) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from typing import Any
 from modelstacks.catalog import Catalog, EngineForm
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import Plan
-from modelstacks.plan.rollout import rollout
 from modelstacks.podsize import OBJECT_STORE_GIB, pod_size
 from modelstacks.render import cloud
 
@@ -41,7 +40,6 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
     flags = choice.model.engine_flags.get(choice.engine, ())
     root = form.user_id == 0
     simulated = plan.cloud is not None and plan.cloud.simulated
-    surge = rollout(plan).way == "new-cluster"
     state = spec.head_recovery
     operator = plan.tier_form.operator
     return {
@@ -62,8 +60,6 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         # Ray keeps its sockets and logs in the image's own /tmp.
         "own_tmp": plan.tier_form.form != "ray",
         "waits_for": None if simulated else plan.tier_form.waits_for,
-        "group_surge": int(surge),
-        "group_unavailable": int(not surge),
         "ray_operator_namespace": spec.ray_operator_namespace or catalog.operators[operator].namespace
         if operator == "kuberay"
         else None,

@@ -118,7 +118,8 @@ def build(plan: ServingPlan) -> Application:
         bind_kwargs={"plan": plan},
         override_serve_options={} if keep_out is None else {"placement_group_bundle_label_selector": keep_out},
     )
-    card = {"id": plan.model, "object": "model", "owned_by": "modelstacks", "max_model_len": _context(plan)}
+    card: dict[str, Any] = {"id": plan.model, "object": "model", "owned_by": "modelstacks"}
+    card["max_model_len"] = plan.engine_kwargs.get("max_model_len")
     ingress: Any = serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS), **ingress_options(plan))
     application: Application = ingress.bind(llm_deployments={plan.model: engine}, model_cards={plan.model: card})
     return application
@@ -130,10 +131,6 @@ def _patience(plan: ServingPlan) -> ServingPlan:
     if asked is None:
         return plan
     return replace(plan, nodes_within_s=float(asked), settle_s=min(plan.settle_s, float(asked)))
-
-
-def _context(plan: ServingPlan) -> Any:
-    return plan.engine_kwargs.get("max_model_len")
 
 
 def _engine_version() -> str:

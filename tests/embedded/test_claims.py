@@ -10,7 +10,7 @@ from modelstacks import documents, render
 from modelstacks.local import nodes
 from tests.embedded.conftest import Checkout
 from tests.embedded.test_cloud_kinds import CATALOG, decide
-from tests.embedded.test_journey import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.embedded
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,13 @@ import pytest
 from modelstacks import documents, stackfile
 from modelstacks.local import journey
 from tests.embedded.conftest import ROOT, Checkout
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.embedded
 
 # One stack for each tier and engine; `make test-all` takes every one.
 SAMPLE = ("quickstart", "qwen-2.5-72b", "gemma-2-27b", "deepseek-r1")
 STACKS = stackfile.stack_names(ROOT) if os.environ.get("MODELSTACKS_ALL_STACKS") else SAMPLE
-
-
-def eventually(what: str, holds: Callable[[], bool], timeout_s: int = 90) -> None:
-    """Poll until `holds`; controllers of a real control plane take their time."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(1)
 
 
 def gpus_of(pod: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from modelstacks import documents
 from tests.embedded.conftest import Checkout
-from tests.embedded.test_journey import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.embedded
 

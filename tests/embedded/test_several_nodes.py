@@ -15,7 +15,8 @@ from modelstacks.cluster.nodes import pod_templates
 from modelstacks.plan import plan
 from tests.embedded.conftest import ROOT, Checkout
 from tests.embedded.test_cloud_kinds import DEFINITIONS, modules
-from tests.embedded.test_journey import changes, eventually, gpus_of
+from tests.embedded.test_journey import changes, gpus_of
+from tests.waiting import eventually
 
 __all__ = ["modules"]
 pytestmark = pytest.mark.embedded

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from modelstacks.local import processes
 from modelstacks.local.layout import STATE_DIR_ENV, Layout
 from modelstacks.local.raycluster import command
 from modelstacks.local.raycluster.state import Folder, NodeSpec, Wanted
+from tests.waiting import eventually
 
 # One after the other: a Ray cluster is 1.8 GiB, and two of them are the most that a test has at once.
 pytestmark = pytest.mark.xdist_group("ray")
@@ -59,13 +60,6 @@ def status_of(folder: Path, replica: str) -> dict[str, Any]:
     found = Folder(Layout.of(folder).state / "ray" / STACK / replica).status()
     assert found is not None
     return found
-
-
-def eventually(what: str, holds: Callable[[], bool], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.3)
 
 
 def get(replica: command.Replica, path: str) -> tuple[int, str]:
@@ -120,7 +114,7 @@ def test_two_replicas_live_die_and_change_apart(folder: Path) -> None:
     """8 + 8 on two nodes, twice; a lost node is one replica's; an edited line touches what it names alone."""
     (one,) = command.up(folder, STACK, print)
     nodes = whole_groups(one)
-    assert command.stream(one, one.model).startswith("the plan fits")
+    assert command.stream(one).startswith("the plan fits")
     assert get(one, "/health") == (200, '{"status":"ok"}')
     assert json.loads(get(one, "/v1/models")[1])["data"][0]["id"] == "deepseek-r1"
     eventually("the engine's metrics", lambda: "vllm:generation_tokens_total{" in get(one, "/metrics")[1])
@@ -141,13 +135,13 @@ def test_two_replicas_live_die_and_change_apart(folder: Path) -> None:
     assert "lost before it was complete; send the request again" in error["error"]["message"]
     assert "Traceback" not in json.dumps(error)
     assert end == "[DONE]"
-    assert command.stream(two, two.model).startswith("the plan fits"), "the other replica serves on"
+    assert command.stream(two).startswith("the plan fits"), "the other replica serves on"
     eventually("it is back", lambda: get(one, "/health")[0] == 200)
 
     # Then that whole node, which no answer could outlive that came through its own ingress.
     os.kill(raylet_of(folder, one, second), signal.SIGKILL)
     eventually("it is not called healthy meanwhile", lambda: get(one, "/health")[0] != 200, 60)
-    assert command.stream(two, two.model).startswith("the plan fits")
+    assert command.stream(two).startswith("the plan fits")
     eventually("it is back", lambda: get(one, "/health")[0] == 200)
     again, other = command.up(folder, STACK, print)
     assert second not in whole_groups(again)
@@ -235,7 +229,7 @@ def _attempt(ray: Folder, nodes: list[NodeSpec]) -> str:
     # Serve builds an application again when its arguments differ.
     application["args"]["attempt"] = len(nodes)
     application["name"] = f"attempt-{len(nodes)}"
-    ray.want(Wanted(config, tuple(nodes), wanted.port, wanted.digest))
+    ray.want(Wanted(config, tuple(nodes), wanted.port))
 
     def app() -> dict[str, Any]:
         found: dict[str, Any] = ((ray.status() or {}).get("applications") or {}).get(application["name"], {})

@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 import urllib.error
@@ -25,20 +24,21 @@ import yaml
 
 from modelstacks import project, render, serving, stackfile
 from modelstacks.catalog import Catalog
-from modelstacks.errors import BadInput, ClusterError, Problem, Refused, ToolchainError
+from modelstacks.errors import BadInput, ClusterError, Problem, ToolchainError
 from modelstacks.local import locks, ports, processes
 from modelstacks.local.layout import Layout
 from modelstacks.local.raycluster.state import Folder, NodeSpec, Wanted
 from modelstacks.plan import Plan, plan
 from modelstacks.render.ray import CODE_ROOT, PLAN_ROOT
 from modelstacks.render.templates import Manifest
+from modelstacks.render.values import form_of
 
 Report = Callable[[str], None]
 
 _START_WITHIN_S = 180
+_BEGINS_WITHIN_S = 5
 # Missing nodes would come at once here, so there is no use in waiting longer.
 _NODES_WITHIN_S = 15
-_PROMPT = "Why does this plan fit?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,10 @@ def _alone(root: Path, report: Report) -> contextlib.AbstractContextManager[None
     return locks.held(Layout.of(root).state / "ray.lock", report, busy)
 
 
-def stream(replica: Replica, model: str, prompt: str = _PROMPT, max_tokens: int = 12) -> str:
+def stream(replica: Replica) -> str:
     """One streamed answer, as text. Raises ClusterError when there is none."""
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "stream": True}
+    messages = [{"role": "user", "content": "Why does this plan fit?"}]
+    body = {"model": replica.model, "messages": messages, "max_tokens": 12, "stream": True}
     request = urllib.request.Request(
         f"{replica.endpoint}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -173,9 +174,7 @@ def check_installed() -> None:
 def _plan(root: Path, stack: str) -> Plan:
     catalog = Catalog()
     decided = plan(stackfile.parse_file(stackfile.stack_file(root, stack), catalog), catalog, stack=stack)
-    if decided.refusals:
-        text = "\n".join([f"{stack} is refused", *decided.refusal_lines])
-        raise Refused(text, next_step=f"modelstacks plan {stack}")
+    decided.check_runs()
     if decided.tier_form.kind != "RayService":
         how = f"tier {decided.choice.tier}, launched by {decided.tier_form.launcher}"
         problem = Problem("stack", f"{stack} runs without Ray: {how}", stack, "a stack over several nodes")
@@ -212,7 +211,7 @@ def _want(
     before = folder.wanted() if _runs(folder) else None
     port = _free_port(home) if before is None else before.port
     count = worker["replicas"] if nodes.nodes is None else nodes.nodes
-    wanted = Wanted(config, (spec,) * count, port, config["applications"][0]["args"]["digest"])
+    wanted = Wanted(config, (spec,) * count, port)
     if before == wanted:
         report(f"{name} runs already, unchanged")
         return
@@ -248,11 +247,9 @@ def _mount(manifests: list[Manifest], service: Manifest, folder: Folder) -> Path
 
 def environment(decided: Plan, folder: Folder) -> dict[str, str]:
     """The variables of a local Ray: loopback alone, the application on the path, the imitation for an engine."""
-    form = decided.choice.form
-    assert form is not None, "a plan that runs has a form"
     stub = Path(__file__).parent / "stub"
     path = [str(stub), str(folder.mounts / CODE_ROOT.lstrip("/")), os.environ.get("PYTHONPATH", "")]
-    arguments = project.data_root() / "templates" / "engines" / f"vllm-{form.version}-arguments.json"
+    arguments = project.data_root() / "templates" / "engines" / f"vllm-{form_of(decided).version}-arguments.json"
     return {**os.environ} | {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "MODELSTACKS_VLLM_ARGUMENTS": str(arguments),
@@ -273,20 +270,21 @@ def _await(service: Manifest, decided: Plan, home: Path, report: Report) -> Repl
     folder = Folder(home / name)
     wanted = folder.wanted()
     (application,) = (one["name"] for one in wanted.serve_config["applications"])
-    deadline = time.monotonic() + _START_WITHIN_S
+    began = time.monotonic()
     while True:
+        waited_s = time.monotonic() - began
         status = folder.status() or {}
         app = (status.get("applications") or {}).get(application)
         if "failed" in status:
             raise ClusterError(f"{name}: {status['failed']}", next_step=f"read {folder.log}")
-        if not _runs(folder) and time.monotonic() > deadline - _START_WITHIN_S + 5:
+        if not _runs(folder) and waited_s > _BEGINS_WITHIN_S:
             raise ClusterError(f"{name} ended: {processes.tail(folder.log, 3)}", next_step=f"read {folder.log}")
         if app is not None and app["status"] == "DEPLOY_FAILED":
             raise ClusterError(f"{name}: {sentence(app)}", next_step="mend what is named, and run this again")
         placed = [g for g in status.get("placement") or [] if g["replica"].startswith(f"{application}#")]
         if app is not None and app["status"] == "RUNNING" and placed and _answers(wanted.port):
             break
-        if time.monotonic() > deadline:
+        if waited_s > _START_WITHIN_S:
             said = f"it is {app['status']}" if app is not None else "it has not begun"
             raise ClusterError(
                 f"{name} does not serve after {_START_WITHIN_S} s: {said}", next_step=f"read {folder.log}"
@@ -329,15 +327,8 @@ def _processes(path: Path) -> list[processes.Process]:
 
 def _stop(path: Path, *, keep: bool = False) -> None:
     """End a cluster's process, which ends the cluster; what a killed one left behind is ended too."""
-    folder = Folder(path)
-    for sent, patience_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
-        deadline = time.monotonic() + patience_s
-        for process in _processes(path):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, sent)
-        while _processes(path) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    _sweep(folder)
+    processes.end(lambda: _processes(path), patience_s=20)
+    _sweep(Folder(path))
     if not keep:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -136,7 +136,7 @@ class ImitationEngine(LLMEngine):
         yield answer(**head, choices=[choice], usage=used)
 
     async def resolve_lora(self, lora_model: Any) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("the imitated engine has no weights that an adapter could change")
 
     async def reset_prefix_cache(self) -> None:
         return
@@ -145,8 +145,9 @@ class ImitationEngine(LLMEngine):
         for task in self._tasks:
             task.cancel()
 
+    # The application gives these no route.
     def embeddings(self, request: Any, raw_request_info: Any = None) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("the imitated engine answers with text alone")
 
     transcriptions = score = embeddings
 

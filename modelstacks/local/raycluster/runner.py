@@ -24,14 +24,13 @@ from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 from ray.util import placement_group_table
 
-from modelstacks.local.raycluster.state import Folder, NodeSpec, Wanted
+from modelstacks.local.raycluster.state import Folder, NodeSpec
 
 _HEAD_MEMORY = 200 * 2**20
 _NODE_MEMORY = 100 * 2**20
 # A lost node comes back as a worker pod would, and sooner.
 _REPLACED_AFTER_S = 3.0
 _BEAT_S = 0.5
-_SERVING = "RUNNING"
 
 
 class Runner:
@@ -39,7 +38,6 @@ class Runner:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._wanted: Wanted | None = None
         self._deployed: dict[str, Any] | None = None
         self._nodes: list[tuple[NodeSpec, Any]] = []
         self._lost: list[tuple[float, NodeSpec]] = []
@@ -72,14 +70,13 @@ class Runner:
     def beat(self) -> None:
         """Add missing nodes, deploy a changed config, write the status."""
         wanted = self._folder.wanted()
-        if self._wanted is None or wanted.nodes != self._wanted.nodes:
-            self._make_nodes(wanted.nodes)
-        self._wanted = wanted
+        for spec in wanted.nodes[len(self._nodes) + len(self._lost) :]:
+            self._nodes.append((spec, self._add(spec)))
         self._replace_lost()
         if wanted.serve_config != self._deployed:
             self._client.deploy_apps(ServeDeploySchema.model_validate(wanted.serve_config))
             self._deployed = wanted.serve_config
-        self._folder.say(self._status(wanted))
+        self._folder.say(self._status())
 
     def stop(self) -> None:
         """End every process of the cluster."""
@@ -94,10 +91,6 @@ class Runner:
     def _begun(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "temp": self._temp}
 
-    def _make_nodes(self, specs: tuple[NodeSpec, ...]) -> None:
-        for spec in specs[len(self._nodes) :]:
-            self._nodes.append((spec, self._add(spec)))
-
     def _add(self, spec: NodeSpec) -> Any:
         kind = {f"accelerator_type:{spec.accelerator_type}": 1} if spec.accelerator_type else {}
         return self._cluster.add_node(
@@ -108,9 +101,10 @@ class Runner:
     def _replace_lost(self) -> None:
         now = time.monotonic()
         for spec, node in list(self._nodes):
-            if not node.live_processes() or "raylet" not in {name for name, _ in node.live_processes()}:
+            if "raylet" not in {name for name, _ in node.live_processes()}:
                 self._nodes.remove((spec, node))
-                with contextlib.suppress(Exception):
+                # Its other processes may be gone by themselves, or not reaped yet.
+                with contextlib.suppress(AssertionError, OSError):
                     self._cluster.remove_node(node, allow_graceful=False)
                 self._lost.append((now, spec))
         for since, spec in list(self._lost):
@@ -118,7 +112,7 @@ class Runner:
                 self._lost.remove((since, spec))
                 self._nodes.append((spec, self._add(spec)))
 
-    def _status(self, wanted: Wanted) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         applications = serve.status().applications
         apps = {
             name: {
@@ -131,22 +125,16 @@ class Runner:
             }
             for name, app in applications.items()
         }
-        alive = {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}  # type: ignore[no-untyped-call]
         return self._begun() | {
             "address": self._cluster.address,
-            "digest": wanted.digest,
             "port": self._port,
             "applications": apps,
-            "serving": bool(apps) and all(app["status"] == _SERVING for app in apps.values()),
             "nodes": [
                 {
                     "id": node.node_id,
                     "raylet": next((p.process.pid for p in node.all_processes.get("raylet", [])), None),
-                    "gpus": spec.gpus,
-                    "accelerator_type": spec.accelerator_type,
-                    "alive": node.node_id in alive,
                 }
-                for spec, node in self._nodes
+                for _, node in self._nodes
             ],
             "placement": _placement(),
         }

@@ -26,7 +26,6 @@ class Wanted:
     serve_config: dict[str, Any]
     nodes: tuple[NodeSpec, ...]
     port: int
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
