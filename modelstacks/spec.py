@@ -5,11 +5,12 @@ Defaults live here and nowhere else. Every mistake is reported at once, with its
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from modelstacks import cloudspec
 from modelstacks.catalog import Catalog
@@ -56,10 +57,19 @@ class AutoscaleSpec(Section):
     prometheus: Annotated[Word, Field(pattern=r"^https?://\S+$")] = "http://prometheus-operated.monitoring.svc:9090"
 
 
+def _redis_address(value: str) -> str:
+    found = re.fullmatch(r"(rediss?://)?[a-z0-9.-]+:([0-9]{1,5})", value)
+    if found is None:
+        raise ValueError("must be HOST:PORT, such as redis.state.svc:6379")
+    if not 0 < int(found[2]) < 65536:
+        raise ValueError("has no port from 1 to 65535")
+    return value
+
+
 class HeadRecoverySpec(Section):
     """Where a Ray head keeps its state: a Redis that is there, or one of its own on a volume for each replica."""
 
-    redis: Annotated[Word, Field(pattern=r"^(rediss?://)?[a-z0-9.-]+:[0-9]{1,5}$")] | None = None
+    redis: Annotated[Word, AfterValidator(_redis_address)] | None = None
     password_secret: DnsLabel | None = None
     storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
 
@@ -143,7 +153,7 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
         spec = StackSpec(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         problems += [_problem(detail) for detail in error.errors(include_url=False)]
-    problems += _unknown_ids(values, catalog)
+    problems += _unknown_ids(values, catalog) + _same_clusters(values.get("clusters"))
     if spec is not None and not problems:
         problems += _contradictions(spec, catalog)
     if problems or spec is None:
@@ -175,6 +185,18 @@ def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
         unknown = catalog.unknown_model(model)
         problems.append(Problem(key_path("model"), unknown.message, model, unknown.allowed, unknown.suggestion))
     return problems
+
+
+def _same_clusters(contexts: object) -> list[Problem]:
+    """Contexts that are named twice, or that cannot be told apart in the names of resources."""
+    if not isinstance(contexts, list | tuple):
+        return []
+    given = [context for context in contexts if isinstance(context, str)]
+    named = [resource_name(context) for context in given]
+    twice = sorted({context for context in given if named.count(resource_name(context)) > 1})
+    if not twice:
+        return []
+    return [Problem(key_path("clusters"), f"{' and '.join(twice)} name one cluster", twice[0])]
 
 
 def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
@@ -252,15 +274,11 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
 
 
 def _places(spec: StackSpec, catalog: Catalog) -> list[Problem]:
-    """Clusters named twice or in two ways, and a head's state kept nowhere or in two places."""
+    """Clusters named in two ways, and a head's state kept nowhere or in two places."""
     problems = []
     if spec.clusters and spec.kube_context is not None:
         text = f"is {spec.kube_context}, and clusters names contexts too"
         problems.append(Problem(key_path("kubeContext"), text, spec.kube_context, "one of the two"))
-    named = [resource_name(name) for name in spec.clusters]
-    twice = sorted({name for name in spec.clusters if named.count(resource_name(name)) > 1})
-    if twice:
-        problems.append(Problem(key_path("clusters"), f"{' and '.join(twice)} name one cluster", twice[0]))
     if len(spec.clusters) > 1 and spec.cloud is not None and spec.cloud.management_context is not None:
         text = "several clusters cannot have their pools in one management cluster: a pool belongs to one of them"
         problems.append(Problem(key_path("clusters"), text, None, "a stack for each cluster"))
@@ -272,10 +290,6 @@ def _places(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     if state is not None and (state.redis is None) == (state.storage_class is None):
         text = "takes redis (host:port) or storageClass, one of the two"
         problems.append(Problem(key_path("headRecovery"), text))
-    elif state is not None and state.redis is not None and not 0 < int(state.redis.rpartition(":")[2]) < 65536:
-        problems.append(
-            Problem(key_path("headRecovery.redis"), f"{state.redis!r} has no port from 1 to 65535", state.redis)
-        )
     elif state is not None and state.password_secret is not None and state.redis is None:
         problems.append(Problem(key_path("headRecovery.passwordSecret"), "is for a redis of yours, and none is named"))
     return problems

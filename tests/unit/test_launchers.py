@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from typing import Any
 
@@ -12,7 +13,8 @@ from modelstacks import render, review, spec
 from modelstacks.answer import answer
 from modelstacks.catalog import Catalog
 from modelstacks.cluster.nodes import needs
-from modelstacks.errors import BadInput
+from modelstacks.errors import BadInput, ToolchainError
+from modelstacks.local.raycluster import command
 from modelstacks.plan import Plan, plan
 from modelstacks.plan.rollout import rollout
 from modelstacks.render.templates import Manifest
@@ -48,7 +50,10 @@ def one(found: list[Manifest], kind: str) -> Manifest:
         ({"tensorParallel": 8, "pipelineParallel": 2, "gpus": 24}, "tensorParallel 8 × pipelineParallel 2 = 16"),
         ({"headRecovery": {}}, "takes redis .* or storageClass, one of the two"),
         ({"headRecovery": {"redis": "r:6379", "storageClass": "gp3"}}, "one of the two"),
-        ({"headRecovery": {"redis": "no port"}}, "headRecovery.redis"),
+        (
+            {"headRecovery": {"redis": "no port"}},
+            "headRecovery.redis: 'no port' must be HOST:PORT, such as",
+        ),
         ({"headRecovery": {"storageClass": "gp3", "passwordSecret": "p"}}, "is for a redis of yours"),
         ({"headRecovery": {"rediss": "r:6379"}}, "did you mean redis"),
         ({"headRecovery": {"storageClass": "gp3"}, "launcher": "leader-worker-set"}, "is for Ray heads, and leader-"),
@@ -290,3 +295,23 @@ def test_several_clusters_are_paid_for_and_have_the_same_objects() -> None:
     refused = decide(cloud=AWS, clusters=["east", "west"], budgetUsdPerMonth=1.5 * month)
     assert "in each of 2 clusters" in refused.refusals[0].message
     assert decide(cloud=AWS, budgetUsdPerMonth=1.5 * month).runs
+
+
+def test_a_checkout_without_ray_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's own folder ray/ can be imported under that name, so the installed package is asked for."""
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(ToolchainError, match="Ray is not installed") as caught:
+        command.check_installed()
+    assert "make env" in str(caught.value)
+
+
+def test_mistakes_of_every_sort_are_named_at_once() -> None:
+    """One reading, not one a mistake."""
+    with pytest.raises(BadInput) as caught:
+        decide(launcher="lws", clusters=["a", "a"], headRecovery={"redis": "localhost"}, replica=2)
+    paths = {problem.path for problem in caught.value.problems}
+    assert paths == {f"modelstacks:{key}" for key in ("launcher", "clusters", "headRecovery.redis", "replica")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.metadata
 import json
 import os
 import shutil
@@ -92,8 +93,8 @@ def up(root: Path, stack: str, report: Report, nodes: Nodes | None = None) -> li
 
     Raises ClusterError with the application's own sentence when it stops, and within three minutes in any case.
     """
-    check_installed()
     decided = _plan(root, stack)
+    check_installed()
     with _alone(root, report):
         return _up(root, stack, decided, report, nodes or Nodes())
 
@@ -160,14 +161,15 @@ def stream(replica: Replica) -> str:
 
 def check_installed() -> None:
     """Raise ToolchainError where Ray is not, which only this tier needs."""
+    # Its folder of the same name makes `import ray` succeed in a checkout without Ray.
     try:
-        import ray
-    except ImportError:
+        version = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
         raise ToolchainError("Ray is not installed: it is an extra, which only the ray tier needs",
                              next_step="make env, or pip install 'modelstacks[ray]'") from None  # fmt: skip
     wanted = Catalog().engine_form("vllm", "ray", launcher="ray-serve")
-    if wanted is not None and ray.__version__ != wanted.companions["ray"]:
-        text = f"Ray {ray.__version__} is installed, stacks are rendered for {wanted.companions['ray']}"
+    if wanted is not None and version != wanted.companions["ray"]:
+        text = f"Ray {version} is installed, stacks are rendered for {wanted.companions['ray']}"
         raise ToolchainError(text, next_step="make env")
 
 
