@@ -7,6 +7,7 @@ from typing import Any
 
 from modelstacks import economics
 from modelstacks.plan import Alternative, Choice, Plan
+from modelstacks.plan.rollout import rollout
 from modelstacks.price import Cost
 
 
@@ -74,6 +75,24 @@ def answer(plan: Plan) -> dict[str, Any]:
             "load_s": times.load_s,
             "startup_s": times.startup_s,
             "ready_s": times.ready_s,
+            "before_s": times.before_s,
+            "again_s": times.again_s,
+            "cold_start_s": times.cold_start_s,
+        },
+        "weights": {
+            "place": plan.weights.place,
+            "source": plan.weights.source,
+            "fetched_by": plan.weights.fetched_by,
+        },
+        "rollout": _rollout(plan),
+        "leaving": {
+            "pre_stop_s": plan.leaving.pre_stop_s,
+            "drain_s": plan.leaving.drain_s,
+            "grace_s": plan.leaving.grace_s,
+            "token_s": plan.leaving.token_s,
+            "tokens_finished": plan.leaving.tokens,
+            "spot_notice_s": plan.leaving.notice_s,
+            "spot_tokens_finished": plan.leaving.notice_tokens,
         },
         "refusals": [
             {"code": r.code, "message": r.message, "need": r.need, "have": r.have, "unit": r.unit}
@@ -82,6 +101,22 @@ def answer(plan: Plan) -> dict[str, Any]:
         "alternatives": [_alternative(alternative, plan) for alternative in plan.alternatives],
         "reasons": list(plan.reasons),
         "warnings": list(plan.warnings),
+    }
+
+
+def _rollout(plan: Plan) -> dict[str, Any]:
+    """What a change of the servers' pods does, in GPUs and seconds."""
+    change = rollout(plan)
+    return {
+        "way": change.way,
+        "pods": change.pods,
+        "steps": change.steps,
+        "spare_gpus_needed": change.needed_gpus if change.comes_first else 0,
+        "spare_gpus": change.spare_gpus,
+        "duration_s": change.duration_s,
+        "downtime_s": change.out_s,
+        "words": change.words,
+        "reason": change.reason,
     }
 
 
@@ -154,6 +189,8 @@ def options(choice: Choice, plan: Plan) -> dict[str, Any]:
         "autoscale": spec.autoscale.model_dump(by_alias=True, exclude_unset=True) if spec.autoscale else None,
         "replicas": spec.replicas if spec.autoscale is None else None,
         "launcher": spec.launcher,
+        "weights": spec.weights.model_dump(by_alias=True, exclude_unset=True) or None,
+        "rollout": spec.rollout,
         "headRecovery": spec.head_recovery.model_dump(by_alias=True, exclude_unset=True)
         if spec.head_recovery
         else None,

@@ -37,7 +37,8 @@ def _number(value: object) -> object:
     return value
 
 
-def _text(value: object) -> object:
+def text(value: object) -> object:
+    """Accept text without control characters."""
     if not isinstance(value, str):
         raise ValueError("must be text")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
@@ -49,8 +50,8 @@ Count = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=4096)]
 Tokens = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=100_000_000)]
 Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
-Word = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=253)]
-DnsLabel = Annotated[str, BeforeValidator(_text), Field(pattern=DNS_LABEL)]
+Word = Annotated[str, BeforeValidator(text), Field(min_length=1, max_length=253)]
+DnsLabel = Annotated[str, BeforeValidator(text), Field(pattern=DNS_LABEL)]
 
 
 def camel(name: str) -> str:
@@ -59,11 +60,9 @@ def camel(name: str) -> str:
 
 
 LabelKey = Annotated[
-    str, BeforeValidator(_text), Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+    str, BeforeValidator(text), Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
 ]
-LabelValue = Annotated[
-    str, BeforeValidator(_text), Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
-]
+LabelValue = Annotated[str, BeforeValidator(text), Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
 
 
 class Section(BaseModel):

@@ -33,19 +33,20 @@ class PodSize:
 
 def pod_size(plan: Plan) -> PodSize:
     """The size of a pod that holds one node's share of a replica."""
-    gpus, spec, several = plan.gpus_per_node, plan.spec, plan.nodes_per_replica > 1
+    gpus, several = plan.gpus_per_node, plan.nodes_per_replica > 1
     # NCCL and message queues take about 1 GiB a rank; Ray's store comes on top.
     shm_gib = 8 + OBJECT_STORE_GIB + gpus if several else 1 + gpus
     # Whole gibibytes on disk: weights, a fifth for partial downloads, and compile caches.
     wide_gib = max((c.size_gib for c in plan.choice.model.checkpoints.values() if c == plan.checkpoint), default=0.0)
-    scratch_gib = max(math.ceil(plan.weights_gib * 1.2) + 10, math.ceil(wide_gib * 1.2) + 10)
+    weights_gib = max(math.ceil(plan.weights_gib * 1.2), math.ceil(wide_gib * 1.2)) if plan.weights.reads_hub else 0
+    scratch_gib = weights_gib + 10
     return PodSize(
         cpu=2 + gpus if gpus == 1 else 4 + 2 * gpus,
         memory_gib=10 + 12 * (gpus - 1) + (OBJECT_STORE_GIB + shm_gib if several else 0),
         shm_gib=shm_gib,
         scratch_gib=scratch_gib,
-        # A claim or a volume per pod takes no space of the node.
-        ephemeral_gib=10 if spec.weights.claim or spec.weights.storage_class else scratch_gib + 8,
+        # A volume per pod takes no space of the node; an image does, unpacked.
+        ephemeral_gib=18 if plan.weights.place == "volume-per-pod" else scratch_gib + 8,
     )
 
 
@@ -73,6 +74,9 @@ def node_disk(plan: Plan, pool: Pool, kind: CloudKind, asked_gib: int | None) ->
     """
     machine = pool.machine
     need = max(1, machine.gpus // plan.gpus_per_node) * pod_size(plan).ephemeral_gib
+    if plan.weights.in_pod:
+        # Once a node, however many pods read them.
+        need += math.ceil(plan.weights_gib * 1.2)
     boot = asked_gib or SYSTEM_DISK_GIB
     if kind.local_disks and machine.local_disk_gb is not None:
         return NodeDisk(boot, machine.local_disk_gb * _GB_IN_GIB, need, machine.local_ssds)

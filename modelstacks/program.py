@@ -16,9 +16,9 @@ from pulumi.runtime import config as runtime_config
 
 from modelstacks import project, registration, render, review, sharing, spec, stackfile, watch
 from modelstacks.catalog import Catalog
-from modelstacks.cluster import access, doctor
+from modelstacks.cluster import access, change, doctor
 from modelstacks.cluster.connection import Cluster, UnreachableError
-from modelstacks.errors import BadInput, ModelstacksError, Problem, Refused
+from modelstacks.errors import BadInput, ClusterError, ModelstacksError, Problem, Refused
 from modelstacks.plan import Plan, plan
 from modelstacks.render.templates import Manifest
 from modelstacks.spec import StackSpec
@@ -52,6 +52,8 @@ def deploy() -> None:
             pulumi.log.warn(warning)
         # All clusters are looked at before the first object is made in any.
         places = [(place, preflight(place, manifests, catalog)) for place in decided.places]
+        for place, live in places:
+            say_change(place, live, manifests)
         registration.register(places, manifests, catalog, several=bool(decided.spec.clusters))
         for place, live in places:
             if live is not None and not pulumi.runtime.is_dry_run():
@@ -93,6 +95,20 @@ def compare_with_reviewed(decided: Plan, catalog: Catalog) -> None:
     if decided.spec.require_reviewed:
         raise Refused(f"{message}; requireReviewed is set", next_step="make render, and have the change reviewed")
     pulumi.log.warn(f"{message}; run `make render` so that the next review shows it")
+
+
+def say_change(decided: Plan, live: Cluster | None, manifests: list[Manifest]) -> None:
+    """Say what this run does to replicas that serve, before it does it; nothing where none is there yet."""
+    if live is None:
+        return
+    try:
+        words = change.words(live, decided, manifests)
+    except ClusterError as error:
+        pulumi.log.warn(f"what this does to running pods could not be found out: {error}")
+        return
+    if words is not None:
+        where = f" in {decided.spec.kube_context}" if decided.spec.kube_context is not None else ""
+        pulumi.log.info(f"{decided.stack or decided.name}{where}: {words}")
 
 
 def preflight(decided: Plan, manifests: list[Manifest], catalog: Catalog) -> Cluster | None:

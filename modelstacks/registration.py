@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +24,20 @@ from modelstacks.fields import NAMESPACE, resource_name
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
 from modelstacks.render.templates import Manifest
+from modelstacks.render.values import api_key_secret
 
 Resources = list[pulumi.Resource]
 
 # Admitted with their account, network rules, quota, files and claims in place, pods are never in a half-made namespace.
 _BEFORE_PODS = (
     "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "ResourceQuota", "PriorityClass", "ResourceClaimTemplate",
-    "ConfigMap",
+    "ConfigMap", "PersistentVolumeClaim",
 )  # fmt: skip
 _OPERATOR_READY_S = 900
 
 
 class Foundation(pulumi.ComponentResource):
-    """The namespace, the hub token's Secret when the stack carries the token, and operators that the stack installs."""
+    """The namespace, the Secrets of the stack, and operators that the stack installs."""
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class Foundation(pulumi.ComponentResource):
         super().__init__("modelstacks:index:Foundation", names(name), None, names.options(name, opts))
         self.resources = register_all(manifests, self, names, options=places.namespace)
         self.resources += _hub_token(decided, self, names, self.resources)
+        self.resources += _api_key(decided, self, names, self.resources)
         if decisions:
             # Said before it is done: an `up` that is cut short knows its own at the next one.
             labels = {"app.kubernetes.io/managed-by": "modelstacks"}
@@ -92,8 +95,11 @@ class ModelServer(pulumi.ComponentResource):
     ) -> None:
         super().__init__("modelstacks:index:ModelServer", names(name), None, names.options(name, opts))
         # A pod is admitted with its account and its network rules in place, a head with its state, not before.
-        early = [m for m in manifests if m["kind"] in _BEFORE_PODS or render.is_head_state(m)]
-        first = register_all(early, self, names, after)
+        early = [m for m in manifests if m["kind"] in _BEFORE_PODS or render.comes_before_servers(m)]
+        jobs = [m for m in early if m["kind"] == "Job"]
+        first = register_all([m for m in early if m not in jobs], self, names, after)
+        # No machine is bought for servers before their weights are there.
+        first += register_all(jobs, self, names, [*after, *first])
         late = [m for m in manifests if m not in early]
         servers: Resources = []
         # A replica that runs is changed when the one before it serves again, so the others answer meanwhile.
@@ -366,6 +372,21 @@ def _hub_token(decided: Plan, parent: pulumi.Resource, names: Names, after: Reso
         metadata={"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "modelstacks"}},
         string_data={"token": token},
         opts=names.options(f"secret-{namespace}-{name}", pulumi.ResourceOptions(parent=parent, depends_on=after)),
+    )
+    return [secret]
+
+
+def _api_key(decided: Plan, parent: pulumi.Resource, names: Names, after: Resources) -> Resources:
+    """The key of the API: made when its Secret is made, kept in the state as a secret, never changed after that."""
+    name, namespace = api_key_secret(decided), decided.namespace
+    if name is None or decided.spec.api_key_secret is not None:
+        return []
+    options = pulumi.ResourceOptions(parent=parent, depends_on=after, ignore_changes=["stringData"])
+    secret = kubernetes.core.v1.Secret(
+        names(f"secret-{namespace}-{name}"),
+        metadata={"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "modelstacks"}},
+        string_data={"key": pulumi.Output.secret(secrets.token_urlsafe(32))},
+        opts=names.options(f"secret-{namespace}-{name}", options),
     )
     return [secret]
 

@@ -97,6 +97,7 @@ def page(plan: Plan, manifests: list[Manifest], stack: str, catalog: Catalog) ->
         *_why_it_fits(plan),
         *_cost(plan),
         *_times(plan),
+        *_changes(plan),
         *_objects(plan, manifests, catalog),
     ]
     if plan.warnings:
@@ -124,6 +125,7 @@ def _what_runs(plan: Plan) -> list[str]:
     if checkpoint is not None:
         revision = f" at `{checkpoint.revision[:12]}`" if checkpoint.revision else ", revision not pinned"
         rows.append(("Checkpoint", f"`{checkpoint.repo}`{revision}, {choice.quantization}, {plan.weights_gib:.1f} GiB"))
+    rows.append(("Weights", _weights(plan)))
     if form is not None:
         rows.append(("Engine", f"{choice.engine} {form.version}, `{form.image}`"))
         rows += [(name, version) for name, version in form.companions.items()]
@@ -140,6 +142,31 @@ def _what_runs(plan: Plan) -> list[str]:
         title = "Machines" if plan.cloud is not None and plan.cloud.makes_nodes else "Priced as"
         rows.append((title, f"{plan.cost.machines} × {plan.cost.machine.cloud} {plan.cost.machine.name}"))
     return ["## What runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+def _weights(plan: Plan) -> str:
+    """Where servers find the weights, and what brings them there."""
+    where, spec = plan.weights, plan.spec.weights
+    one_node = "; ReadWriteOnce: all replicas share the one node that mounts it" if spec.on_one_node else ""
+    filled = {
+        "job": "filled once from the hub by a Job, read-only for servers, which never ask the hub",
+        None: "filled by others, read-only for servers, which never ask the hub",
+    }
+    places = {
+        "node": "each pod fetches them from the hub onto its node's disk",
+        "volume-per-pod": f"each pod fetches them from the hub onto a volume of its own ({spec.storage_class})",
+        "shared-volume": f"a volume of {spec.storage_class} for all, {filled['job']}{one_node}",
+        "claim": f"claim `{spec.claim}`, {filled['job' if where.fetched_by == 'job' else None]}{one_node}",
+        "image": f"image volume `{spec.image}`, pulled by the kubelet once a node; needs Kubernetes 1.35 or newer",
+        "object-store": f"streamed from `{spec.uri}`",
+        "node-folder": f"folder `{spec.host_path}` of the node"
+        + (
+            ", filled once a node from the hub before the server starts"
+            if where.fetched_by == "init"
+            else ", filled by others"
+        ),
+    }
+    return places[where.place]
 
 
 _BROUGHT = {"cloud": "the cloud brings it", "image": "in the node image", "you": "must be there"}
@@ -187,14 +214,10 @@ def _over_nodes(plan: Plan) -> list[str]:
     """How a replica over several nodes starts, is changed and is lost."""
     if plan.nodes_per_replica == 1:
         return []
-    form, change, minutes = plan.tier_form, rollout(plan), _minutes(plan.timeouts.load_s)
+    form, minutes = plan.tier_form, _minutes(plan.timeouts.load_s)
     rows = [("Launcher", f"`{form.launcher}`: {form.about}"), *form.notes.items()]
     if form.changed_together:
         rows.append(("A change of context, batch or flags", f"in place, on the same pods: {minutes} without a replica"))
-    if change.way == "new-cluster":
-        rows.append(("A change of pods", f"beside the running ones, {change.needed_nodes} nodes more: {change.reason}"))
-    else:
-        rows.append(("A change of pods", f"a replica goes before the next comes, no GPU more; {change.reason}"))
     state = plan.spec.head_recovery
     if form.form == "ray" and plan.spec.replicas:
         kept = state.redis or f"a Redis of its own on {state.storage_class}" if state is not None else None
@@ -270,11 +293,51 @@ def _times(plan: Plan) -> list[str]:
     return [
         "## How long it takes",
         "",
-        f"Download {_minutes(times.download_s)}, load and start {_minutes(times.load_s)} at pessimistic speeds. "
-        f"The start-up budget is {_minutes(times.startup_s)}; `pulumi up` waits {_minutes(times.ready_s)}, "
-        "nodes included.",
+        f"{_fetching(plan)}load and start {_minutes(times.load_s)} at pessimistic speeds. "
+        f"The start-up budget is {_minutes(times.startup_s)}: until then no probe kills a server that loads, and none "
+        f"sends it requests. `pulumi up` waits {_minutes(times.ready_s)} for a pod, nodes included.",
         "",
     ]
+
+
+def _fetching(plan: Plan) -> str:
+    times, by = plan.timeouts, plan.weights.fetched_by
+    if by is None:
+        return "Nothing to download; "
+    took = f"Download {_minutes(times.download_s)}"
+    ahead = {
+        "job": f" by the Job, once, before any server starts (at most {_minutes(times.before_s)}); ",
+        "init": " before the first server of each node starts; ",
+        "kubelet": " by the kubelet, once a node; ",
+    }
+    return took + ahead.get(by, ", ")
+
+
+def _changes(plan: Plan) -> list[str]:
+    """What a change of the pods does, and what becomes of answers that run."""
+    change, going = rollout(plan), plan.leaving
+    reason = "" if not change.pods else f" ({change.reason})"
+    longest = "any answer that the context allows" if going.whole else f"an answer of up to {going.tokens:,} tokens"
+    lines = [
+        "## When it changes",
+        "",
+        f"- A change of image, flags or context **{change.words}**{reason}.",
+        f"- A pod that leaves gets no new requests after {going.pre_stop_s} s and has {_minutes(going.drain_s)} for "
+        f"those that run: {longest} is finished, at {going.token_s * 1e3:.0f} ms a token of a full batch "
+        f"(`terminationGracePeriodSeconds: {going.grace_s}`).",
+    ]
+    if going.notice_s is not None:
+        lines.append(
+            f"- A spot notice leaves {going.notice_s} s: answers that run get {going.notice_tokens:,} tokens further."
+        )
+    scale = plan.spec.autoscale
+    if scale is not None:
+        idle = f", to none when idle: the next request waits about {_minutes(plan.timeouts.cold_start_s)}"
+        lines.append(
+            f"- KEDA scales between {scale.min} and {scale.max} replicas, one at a time"
+            f"{idle if scale.min == 0 else ''}."
+        )
+    return [*lines, ""]
 
 
 def _count(number: int, noun: str) -> str:
@@ -283,6 +346,16 @@ def _count(number: int, noun: str) -> str:
 
 def _minutes(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} min"
+
+
+def _writable(plan: Plan) -> str:
+    form = plan.choice.form
+    if form is not None and form.writes_root_reason is not None:
+        return form.writes_root_reason
+    return (
+        "the engine does not need it, but hooks of NVIDIA's container runtime fail on GPU containers without it "
+        "(kserve PR 5711); `modelstacks:readOnlyRoot: true` where yours does not"
+    )
 
 
 def _objects(plan: Plan, manifests: list[Manifest], catalog: Catalog) -> list[str]:
@@ -294,6 +367,14 @@ def _objects(plan: Plan, manifests: list[Manifest], catalog: Catalog) -> list[st
     lines += ["", "Not in these files:", ""]
     lines += [f"- {item.kind} `{item.name}`: {item.reason}" for item in render.unrendered(plan, catalog)]
     form = plan.choice.form
+    if plan.spec.weights.host_path is not None:
+        lines.append(
+            "- Pod Security is `privileged`, not `restricted`: the weights are a folder of the node "
+            f"(`hostPath: {plan.spec.weights.host_path}`)"
+            + (", which its init container fills as root (`runAsUser: 0`)" if plan.weights.fetched_by == "init" else "")
+        )
+    if not plan.spec.read_only_root:
+        lines.append(f"- The server's root file system is writable (no `readOnlyRootFilesystem`): {_writable(plan)}")
     if form is not None and form.root_reason:
         lines.append(
             f"- Pod Security is `baseline`, not `restricted`: the server runs as user 0 (`runAsUser`), because "

@@ -22,6 +22,8 @@ from modelstacks.fields import (
     Count,
     DnsLabel,
     Fraction,
+    LabelKey,
+    LabelValue,
     Section,
     Tokens,
     Usd,
@@ -30,6 +32,7 @@ from modelstacks.fields import (
     key_path,
     nearest,
     resource_name,
+    text,
     whole_number,
 )
 
@@ -42,19 +45,71 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _TAKEN_NAMESPACES = ("default",)
 
 
+StorageName = Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+
+
+def _inner_path(value: str) -> str:
+    parts = value.split("/")
+    if any(part in ("", ".", "..") or re.search(r"\s", part) for part in parts):
+        raise ValueError("must be a folder inside the volume, such as models/llama, without a leading / and ..")
+    return value
+
+
 class WeightsSpec(Section):
-    """Where a server keeps its weights: node-local scratch by default, a claim, or a volume per pod."""
+    """Where servers find the weights. At most one place; none: every pod fetches them from the hub onto its node.
+
+    `prefetch` fills a claim or a folder of the node from the hub first; what is filled by others has its model at
+    `path`.
+    """
 
     claim: DnsLabel | None = None
-    storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
+    storage_class: StorageName | None = None
+    # One volume of the storage class for all pods, filled once, instead of one a pod.
+    shared: bool = False
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = None
+    image: Annotated[Word, Field(pattern=r"^[^\s@]+(:[^\s:@/]+)?(@sha256:[0-9a-f]{64})?$")] | None = None
+    uri: Annotated[Word, Field(pattern=r"^(s3|gs)://[^\s/]+(/\S*)?$")] | None = None
+    host_path: Annotated[Word, Field(pattern=r"^/[^\s:]*$")] | None = None
+    path: Annotated[Word, AfterValidator(_inner_path)] | None = None
+    prefetch: bool | None = None
+    credentials_secret: DnsLabel | None = None
+
+    @property
+    def from_elsewhere(self) -> bool:
+        """The servers themselves fetch nothing from the hub."""
+        return self.shared or any((self.claim, self.image, self.uri, self.host_path))
+
+    @property
+    def prefetched(self) -> bool:
+        """Something of this stack fetches them from the hub before a server looks for them."""
+        if self.shared or self.claim is not None:
+            return self.path is None and self.prefetch is not False
+        return bool(self.host_path is not None and self.prefetch)
+
+    @property
+    def on_one_node(self) -> bool:
+        """All pods must share the one node that can mount the volume."""
+        return self.access_mode == "ReadWriteOnce"
 
 
 class AutoscaleSpec(Section):
-    """Replicas between two counts, by requests in flight as Prometheus counts them."""
+    """Replicas between two counts, by requests in flight and the KV cache in use as Prometheus has them.
 
-    min: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)] = 1
+    `min` 0 takes a query that knows of requests while no server runs, and the cold start that users put up with.
+    """
+
+    min: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1000)] = 1
     max: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)]
     prometheus: Annotated[Word, Field(pattern=r"^https?://\S+$")] = "http://prometheus-operated.monitoring.svc:9090"
+    activation_query: Annotated[str, BeforeValidator(text), Field(min_length=1, max_length=2000)] | None = None
+    cold_start_seconds: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=86_400)] | None = None
+
+
+class MonitoringSpec(Section):
+    """Objects for the Prometheus operator and Grafana: where Prometheus runs, and the labels that it selects by."""
+
+    namespace: DnsLabel = "monitoring"
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
 
 
 def _redis_address(value: str) -> str:
@@ -71,7 +126,7 @@ class HeadRecoverySpec(Section):
 
     redis: Annotated[Word, AfterValidator(_redis_address)] | None = None
     password_secret: DnsLabel | None = None
-    storage_class: Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] | None = None
+    storage_class: StorageName | None = None
 
 
 class PreferSpec(Section):
@@ -112,6 +167,11 @@ class StackSpec(Section):
     cloud: CloudSpec | None = None
     budget_usd_per_month: Usd | None = None
     accepted_license: Word | None = None
+    # The model's own code, from its repository, may run in the servers.
+    accept_remote_code: bool = False
+    # How running pods are changed, and how long answers that have begun may take; the plan decides both.
+    rollout: Literal["surge", "in-place", "recreate"] | None = None
+    drain_seconds: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=86_400)] | None = None
     namespace: DnsLabel | None = None
     kube_context: Word | None = None
     # Contexts of several clusters that each get the whole stack.
@@ -120,6 +180,18 @@ class StackSpec(Section):
     require_reviewed: bool = False
     hub_token_secret: DnsLabel = "hub-token"
     image_pull_secret: DnsLabel | None = None
+    # The key that clients of the API show: made by the program and kept as a secret, one of your own, or none.
+    api_key: bool = True
+    api_key_secret: DnsLabel | None = None
+    api_key_serial: Count = 1
+    # A mirror that every image is taken from.
+    registry: (
+        Annotated[Word, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9._-]+)*$")] | None
+    ) = None
+    priority_class: StorageName | None = None
+    # Of containers with GPUs: hooks of NVIDIA's container runtime may need to write there.
+    read_only_root: bool = False
+    monitoring: MonitoringSpec | None = None
     operators: tuple[Word, ...] = ()
     # Where KubeRay runs: no other namespace reaches a Ray head.
     ray_operator_namespace: DnsLabel | None = None
@@ -158,8 +230,8 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
         problems += _contradictions(spec, catalog)
     if problems or spec is None:
         raise BadInput(_unique(problems), source=source, next_step="correct the values named above and run again")
-    # Everything that is planned for now is planned for the least there may be.
-    return spec if spec.autoscale is None else spec.model_copy(update={"replicas": spec.autoscale.min})
+    # Everything that is planned for now is planned for the least there may be: of scale to zero the one that comes.
+    return spec if spec.autoscale is None else spec.model_copy(update={"replicas": max(1, spec.autoscale.min)})
 
 
 def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
@@ -226,12 +298,18 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         problems += cloudspec.problems(spec.cloud, catalog, gpu=spec.gpu, gpus=asked)
     problems += _operators(spec, catalog)
     scale = spec.autoscale
-    if scale is not None and scale.max < scale.min:
-        text = f"max {scale.max} is below min {scale.min}"
-        problems.append(Problem(key_path("autoscale"), text, scale.max, f"{scale.min} or more"))
+    problems += _scaling(scale)
     if scale is not None and "replicas" in spec.model_fields_set:
         text = "is set, and autoscale decides the replicas"
         problems.append(Problem(key_path("replicas"), text, spec.replicas, "one of the two"))
+    if not spec.api_key and spec.api_key_secret is not None:
+        text = f"names {spec.api_key_secret}, and apiKey is false"
+        problems.append(Problem(key_path("apiKeySecret"), text, spec.api_key_secret, "one of the two"))
+    if spec.registry is not None and spec.operators:
+        text = (
+            f"{', '.join(spec.operators)} come from charts that name images of their own, which registry does not reach"
+        )
+        problems.append(Problem(key_path("operators"), text, None, "installed from your mirror by yourself"))
     if spec.namespace_owner is not None and spec.namespace is None:
         text = f"{spec.namespace_owner} owns a namespace, and namespace does not say which"
         problems.append(Problem(key_path("namespace"), text))
@@ -268,9 +346,71 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         allowed = ", ".join(spec.prefer.quantizations)
         text = f"is {spec.quantization}, which prefer.quantizations leaves out"
         problems.append(Problem(key_path("quantization"), text, spec.quantization, allowed))
-    if spec.weights.claim is not None and spec.weights.storage_class is not None:
-        problems.append(Problem(key_path("weights"), "takes claim or storageClass, not both"))
-    return problems + _places(spec, catalog)
+    return problems + _weights(spec) + _places(spec, catalog)
+
+
+def _scaling(scale: AutoscaleSpec | None) -> list[Problem]:
+    """Counts the wrong way round, and a scale to zero that nothing would wake or that nobody agreed to."""
+    if scale is None:
+        return []
+    problems = []
+    if scale.max < max(scale.min, 1):
+        least = max(scale.min, 1)
+        text = f"max {scale.max} is below {f'min {scale.min}' if scale.min else 'one replica'}"
+        problems.append(Problem(key_path("autoscale"), text, scale.max, f"{least} or more"))
+    zero = {"activationQuery": scale.activation_query, "coldStartSeconds": scale.cold_start_seconds}
+    why = {
+        "activationQuery": "with no server there is no metric of one: name a query that counts requests waiting before "
+        "the servers, such as a router's",
+        "coldStartSeconds": "say how long a first request may wait for a server to load",
+    }
+    for key, value in zero.items():
+        path = key_path(f"autoscale.{key}")
+        if scale.min == 0 and value is None:
+            problems.append(Problem(path, f"is missing for min 0: {why[key]}"))
+        elif scale.min and value is not None:
+            problems.append(Problem(path, f"is for min 0, and min is {scale.min}", value, "autoscale.min: 0"))
+    return problems
+
+
+def _weights(spec: StackSpec) -> list[Problem]:
+    """Places that exclude one another, and settings of one place beside another."""
+    weights = spec.weights
+    places = {
+        "claim": weights.claim, "storageClass": weights.storage_class, "image": weights.image, "uri": weights.uri,
+        "hostPath": weights.host_path,
+    }  # fmt: skip
+    named = [name for name, value in places.items() if value is not None]
+    if len(named) > 1:
+        text = f"names {' and '.join(named)}: the weights are in one place"
+        return [Problem(key_path("weights"), text, None, "one of them")]
+    of: dict[str, tuple[object, tuple[str, ...], str]] = {
+        "shared": (weights.shared or None, ("storageClass",), "a storageClass to make the volume of"),
+        "accessMode": (weights.access_mode, ("claim", "storageClass"), "a claim or a shared volume"),
+        "path": (weights.path, ("claim", "image", "hostPath"), "a claim, an image or a hostPath"),
+        "prefetch": (weights.prefetch, ("claim", "hostPath", "storageClass"), "a claim, a shared volume or a hostPath"),
+        "credentialsSecret": (weights.credentials_secret, ("uri",), "a uri"),
+    }
+    problems = [
+        Problem(key_path(f"weights.{key}"), f"goes with {what}", value)
+        for key, (value, with_, what) in of.items()
+        if value is not None and not set(named) & set(with_)
+    ]
+    if weights.storage_class is not None and not weights.shared and (weights.access_mode or weights.prefetch):
+        problems.append(Problem(key_path("weights.shared"), "is not set: every pod has a volume of its own", None))
+    if weights.shared and weights.prefetch is False:
+        problems.append(Problem(key_path("weights.prefetch"), "is false, and nothing else fills a new volume"))
+    if weights.path is not None and weights.prefetch:
+        text = "is what others put there, and prefetch would fetch the model too"
+        problems.append(Problem(key_path("weights.path"), text, weights.path, "one of the two"))
+    if weights.claim is not None and weights.prefetch is False and weights.path is None:
+        text = "is missing: without prefetch the folder of the model in the claim must be named"
+        problems.append(Problem(key_path("weights.path"), text))
+    fetched = sorted(source for source in spec.lora_modules.values() if not source.startswith("/"))
+    if weights.from_elsewhere and fetched:
+        text = f"{fetched[0]} comes from the hub, and servers with weights of their own do not reach it"
+        problems.append(Problem(key_path("loraModules"), text, fetched[0], "a path, such as /weights/adapters/one"))
+    return problems
 
 
 def _places(spec: StackSpec, catalog: Catalog) -> list[Problem]:
@@ -354,7 +494,7 @@ def _section(steps: list[str]) -> type[Section]:
     """The part of the stack file that a key stands in."""
     sections: dict[str, type[Section]] = {
         "": StackSpec, "autoscale": AutoscaleSpec, "cloud": CloudSpec, "weights": WeightsSpec, "prefer": PreferSpec,
-        "headRecovery": HeadRecoverySpec,
+        "headRecovery": HeadRecoverySpec, "monitoring": MonitoringSpec,
         "cloud.capacity": Capacity, "cloud.tolerations": Toleration, "cloud.startupTaints": Taint,
         "cloud.infrastructure": ObjectRef, "cloud.bootstrap": ObjectRef,
     }  # fmt: skip

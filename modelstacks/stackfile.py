@@ -53,6 +53,29 @@ def stack_values(path: Path) -> dict[str, Any]:
     return _config_of(path)[0]
 
 
+def set_value(path: Path, key: str, value: int) -> None:
+    """Write one whole number into a stack file, everything else in it untouched, and the file in one step.
+
+    Raises BadInput for a file that is written in a way that this cannot edit.
+    """
+    text = documents.read_text(path)
+    wanted = {**stack_values(path), key: value}
+    name = re.escape(key_path(key))
+    changed, times = re.subn(rf"(?m)^(\s*[\"']?{name}[\"']?\s*:\s*)\d+(?=\s*(#|$))", rf"\g<1>{value}", text)
+    if not times:
+        line = rf"\g<1>{key_path(key)}: {value}\n\g<0>"
+        changed, times = re.subn(rf"(?m)^([ ]+)[\"']?{NAMESPACE}:", line, text, count=1)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(changed, encoding="utf-8")
+        if times != 1 or stack_values(part) != wanted:
+            problem = Problem(key_path(key), "cannot be written into a file of this form", None, f"{value}, by hand")
+            raise BadInput([problem], source=str(path), next_step=f"write {key_path(key)}: {value} under config:")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _config_of(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     """The modelstacks keys of a stack file, and a problem for each key that no package could own."""
     next_step = "see docs/stack-file.md, or write one with modelstacks init"

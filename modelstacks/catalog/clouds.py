@@ -91,8 +91,13 @@ class CloudKind(Row):
     spot_tolerations: tuple[dict[str, str], ...] = ()
     tolerations: tuple[dict[str, str], ...] = ()
     pod_annotations: dict[str, str] = Field(default_factory=dict)
+    # The annotation that keeps an autoscaler from a pod for so long: Karpenter takes a duration since 1.12. Older ones
+    # ignore it, and pools that only give up empty nodes need it only beside others.
+    protects_for: str | None = None
     # From the order of a node until its GPUs can be asked for, where it takes longer than elsewhere.
     node_ready_s: PositiveInt | None = None
+    # Seconds between a spot machine's notice and its end.
+    spot_notice_s: PositiveInt | None = None
     # The cloud, or what this project tells it, puts the kubelet's files on local NVMe where the machine has some.
     local_disks: bool = False
     # Nodes carry the well-known zone label, and labels that tell how near they are in the network, nearest first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -84,6 +84,29 @@ class Era(Row):
     source: str
 
 
+class Metrics(Row):
+    """What an engine calls its measurements; None where it has none of the kind.
+
+    The first three are gauges (requests, requests, share of the cache), tokens are counters, the rest histograms in
+    seconds but for `preemptions`, a counter.
+    """
+
+    running: str
+    waiting: str
+    kv_cache: str | None = None
+    prompt_tokens: str
+    output_tokens: str
+    first_token: str | None = None
+    next_token: str | None = None
+    request: str | None = None
+    preemptions: str | None = None
+
+    @property
+    def in_flight(self) -> tuple[str, str]:
+        """Gauges whose sum is the requests in flight of one server."""
+        return self.running, self.waiting
+
+
 class EngineForm(Row):
     """One engine in one way of running it: alone in a container, or inside a Ray cluster."""
 
@@ -98,9 +121,12 @@ class EngineForm(Row):
     home: str
     port: int = Field(ge=1, le=65535)
     health_path: str
-    # Gauges whose sum is the requests in flight of one server.
-    in_flight: tuple[str, ...] = ()
-    drain_s: int = Field(ge=0)
+    metrics: Metrics
+    # The variable that the key of its API is read from.
+    api_key_env: str
+    # The container's own file system stays as the image has it; the reason where that is not possible.
+    read_only_root: bool = True
+    writes_root_reason: str | None = None
     init_s: PositiveInt
     gpu_memory_utilization: float = Field(gt=0, le=1)
     reserved_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -110,6 +136,8 @@ class EngineForm(Row):
     pipelines: bool = True
     loras: bool = False
     leaves_out_towers: bool = False
+    # Weights are read straight from an object store.
+    streams_weights: bool = False
     kv_cache_dtypes: dict[str, PositiveFloat]
     windows_save_memory: bool
     chunks_save_memory: bool = True
@@ -155,6 +183,8 @@ class EngineForm(Row):
             raise ValueError("image must be pinned, latest moves")
         if self.user_id == 0 and self.root_reason is None:
             raise ValueError("user_id 0 needs a root_reason")
+        if not self.read_only_root and self.writes_root_reason is None:
+            raise ValueError("read_only_root: false needs a writes_root_reason")
         befores = [version_key(era.before) or () for era in self.history]
         if befores != sorted(befores):
             raise ValueError("history must go from the oldest version to the newest")
@@ -213,25 +243,39 @@ class TierForm(Row):
     parts: tuple[str, ...]
     service_labels: dict[str, str] = Field(default_factory=dict)
     worker_labels: dict[str, str] = Field(default_factory=dict)
+    # What follows the stack's name in the names of pods that serve, as a regular expression.
+    pods: str
     helpers_per_replica: int = Field(default=0, ge=0)
     # One apply may change all replicas at once, each in a way of its own; otherwise one follows the other.
     changed_together: bool = False
     waits_for: str | None = None
 
 
-class Loading(Row):
-    """How fast weights arrive, pessimistic, GiB/s."""
+# Where weights are read from, each with a speed of its own.
+WeightsSpeed = Literal["hub", "image", "object-store", "volume", "node-disk"]
 
-    hub_gib_per_s: PositiveFloat
-    disk_gib_per_s: PositiveFloat
+
+class Loading(Row):
+    """How fast weights arrive, pessimistic, GiB/s, by where they come from."""
+
+    gib_per_s: dict[WeightsSpeed, PositiveFloat]
     node_ready_s: PositiveInt
     safety_factor: PositiveFloat
     source: str
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Loading:
+        missing = sorted(set(get_args(WeightsSpeed)) - self.gib_per_s.keys())
+        if missing:
+            raise ValueError(f"gib_per_s lacks {', '.join(missing)}")
+        return self
 
 
 class Versions(Row):
     """templates/versions.yaml."""
 
+    # What holds a warm spare's place.
+    placeholder_image: str = Field(pattern=r"^[^\s@]+:[^\s:@]+(@sha256:[0-9a-f]{64})?$")
     engines: dict[str, dict[str, EngineForm]]
     tiers: dict[str, dict[str, TierForm]]
     loading: Loading

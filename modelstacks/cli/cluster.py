@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -23,6 +26,7 @@ Stack = Annotated[str, typer.Argument(help="The stack.")]
 Context = Annotated[Optional[str], typer.Option(help="A context of the kubeconfig; the stack's own if left out.")]
 Kubeconfig = Annotated[Optional[str], typer.Option(help="A kubeconfig file; the stack's own or KUBECONFIG.")]
 Local = Annotated[bool, typer.Option("--local", help="Look at the embedded cluster and its simulated nodes.")]
+_WATCH_S = 3.0
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -120,16 +124,30 @@ def status(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
     local: Local = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until interrupted.")] = False,
+    seconds: Annotated[float, typer.Option(min=0, max=60, help="Between two readings of the servers' counters.")] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show how a stack stands: replicas, pods, nodes, what they cost now, and what keeps them.
+    """Show how a stack stands: roll-out, replicas, pods, nodes, traffic beside the plan, cost, and what keeps them.
 
     Exit code 1 unless every replica is ready.
     """
+    question = _question(stack, context, kubeconfig, local)
+    if watch and as_json:
+        raise BadInput([Problem("--watch", "is for people, and --json for programs")], source="command line")
+    while watch:
+        # A person reads one picture at a time; what was before is gone, as with `watch`.
+        typer.echo("\x1b[2J\x1b[H", nl=False) if sys.stdout.isatty() else None
+        with contextlib.suppress(typer.Exit):
+            _status(stack, question, seconds, as_json=False)
+        time.sleep(_WATCH_S)
+    _status(stack, question, seconds, as_json=as_json)
+
+
+def _status(stack: str, question: _Question, seconds: float, *, as_json: bool) -> None:
     from modelstacks.cluster import access, doctor, snapshot
     from modelstacks.cluster import status as standing
 
-    question = _question(stack, context, kubeconfig, local)
     standings, silent = {}, {}
     for place in question.decided.places:
         name = place.spec.kube_context
@@ -143,16 +161,19 @@ def status(
             silent[str(name)] = error.message
             continue
         findings = doctor.examine(read, place, question.manifests, question.catalog)
-        standings[str(name)] = standing.status(read, place, question.manifests, findings)
+        found = standing.status(read, place, question.manifests, findings)
+        standings[str(name)] = standing.with_servers(found, cluster, read, place, seconds)
     several = len(question.decided.places) > 1
     if as_json:
-        answers: dict[str, Any] = {name: standing.answer(stack, found) for name, found in standings.items()}
+        answers: dict[str, Any] = {
+            name: standing.answer(stack, found, question.decided) for name, found in standings.items()
+        }
         answers |= {name: {"stack": stack, "healthy": False, "error": text} for name, text in silent.items()}
         one = {"stack": stack, "clusters": answers} if several else next(iter(answers.values()))
         typer.echo(json.dumps(one, indent=2, ensure_ascii=False))
     else:
         for name, found in standings.items():
-            _print_status(f"{stack} in {name}" if several else stack, found)
+            _print_status(f"{stack} in {name}" if several else stack, found, question.decided)
         for name, text in silent.items():
             typer.echo(f"{stack} in {name}: {text}")
     if silent or not all(found.healthy for found in standings.values()):
@@ -182,7 +203,7 @@ def _print(found: list[Finding], of: str) -> None:
     console.print(f"{of}: {verdict}" + (f", {warnings} to know" if warnings else ""))
 
 
-def _print_status(stack: str, found: Any) -> None:
+def _print_status(stack: str, found: Any, decided: Plan) -> None:
     from modelstacks.cli.tables import table, terminal
 
     console = terminal()
@@ -192,10 +213,10 @@ def _print_status(stack: str, found: Any) -> None:
         else (f"{stack} is not deployed on this cluster")
     )
     console.print(head)
+    if found.change is not None:
+        console.print(f"changing: {found.change}", soft_wrap=True)
     if found.pods:
-        rows = [
-            (p.name, "ready" if p.ready else p.state, str(p.restarts), str(p.gpus), p.node or "–") for p in found.pods
-        ]
+        rows = [(p.name, _state(p, decided), str(p.restarts), str(p.gpus), p.node or "–") for p in found.pods]
         table(
             console,
             ("pod", "state", "restarts", "GPUs", "node"),
@@ -211,7 +232,85 @@ def _print_status(stack: str, found: Any) -> None:
         table(console, ("node", "machine", "bought as", "state", "GPUs"), rows, fold=("node",), right=("GPUs",))
     if found.gpu_limit is not None:
         money = "" if found.usd_per_hour is None else f", ${found.usd_per_hour:,.2f} an hour now"
+        money += "" if found.usd_so_far is None else f", ${found.usd_so_far:,.2f} so far for nodes that are there"
         console.print(f"{sum(n.gpus for n in found.nodes)} of at most {found.gpu_limit} GPUs{money}")
+    if found.traffic is not None:
+        _print_traffic(console, found, decided)
     if found.findings:
         console.print()
         _print(list(found.findings), stack)
+
+
+def _state(pod: Any, decided: Plan) -> str:
+    """What a pod does: how long it took to be ready beside its budget, or how far it has loaded."""
+    if pod.ready:
+        if pod.ready_after_s is None:
+            return "ready"
+        return f"ready after {pod.ready_after_s:,.0f} of {decided.timeouts.startup_s:,} s"
+    return str(pod.state) if pod.loaded_percent is None else f"{pod.state}, {pod.loaded_percent} % loaded"
+
+
+def _print_traffic(console: Any, found: Any, decided: Plan) -> None:
+    """What the servers do now, each number beside the plan's."""
+    from modelstacks.cli.tables import table
+
+    seen, memory, load = found.traffic, decided.memory, decided.choice.load
+    speed = decided.throughput
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:,.0f}"
+
+    planned = None if speed is None else speed.output_tokens_per_s * found.replicas
+    cache = "–" if seen.kv_cache is None else f"{100 * seen.kv_cache:.0f} %"
+    rows = [
+        ("output tokens/s", number(seen.output_tokens_per_s), f"up to about {number(planned)}"),
+        ("prompt tokens/s", number(seen.prompt_tokens_per_s), "–"),
+        ("requests running", number(seen.running), f"at most {load.max_num_seqs * found.replicas:,}"),
+        ("requests waiting", number(seen.waiting), "0"),
+        ("KV cache in use", cache, f"{load.concurrency} × {load.context:,} tokens fit"),
+        ("KV cache tokens a replica", number(seen.cache_tokens), f"about {memory.kv_cache_tokens:,}"),
+    ]
+    if seen.servers:
+        table(console, (f"of {seen.servers} server{'s' * (seen.servers != 1)}", "now", "planned"), rows, right=("now",))
+    for text in seen.silent:
+        console.print(f"not read: {text}", soft_wrap=True)
+
+
+@app.command(name="try")
+def try_(
+    stack: Stack,
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "In one sentence: what is a GPU?",
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    keep: Annotated[
+        Optional[int], typer.Option(min=0, max=65535, help="Go on forwarding at this port of loopback; 0 takes any.")
+    ] = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Forward a port to a ready server and print a first completion as it streams in."""
+    from modelstacks.cluster import access, forward, trial
+
+    question = _question(stack, context, kubeconfig, local)
+    place = question.decided.places[0]
+    cluster = access.connect(place.spec.kubeconfig, place.spec.kube_context)
+    target = trial.target(cluster, place)
+    listener = forward.Listener(cluster, place.namespace, target.pod, target.port, keep or 0)
+    if not as_json:
+        typer.echo(f"http://{forward.HOST}:{listener.port}/v1 is pod {target.pod}", err=True)
+    answered = trial.ask(
+        target, listener.port, prompt, max_tokens, None if as_json else lambda text: typer.echo(text, nl=False)
+    )
+    if as_json:
+        typer.echo(json.dumps({"stack": stack, "pod": target.pod, **answered.answer()}, indent=2, ensure_ascii=False))
+    else:
+        speed = "" if answered.tokens_per_s is None else f", then {answered.tokens_per_s:,.1f} tokens/s"
+        typer.echo(f"\n{answered.tokens} tokens, the first after {answered.first_token_s:.2f} s{speed}", err=True)
+    if keep is None:
+        return
+    key = "" if target.key is None else f' -H "Authorization: Bearer $(kubectl -n {place.namespace} get secret '
+    key += "" if target.key is None else f"{target.secret} -o jsonpath='{{.data.key}}' | base64 -d)\""
+    typer.echo(f"forwarding until interrupted; curl{key} http://{forward.HOST}:{listener.port}/v1/models", err=True)
+    while True:
+        time.sleep(3600)

@@ -12,6 +12,8 @@ import typer
 from modelstacks import documents, fields, project, sharing, spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.cli.cluster import app as cluster_app
+from modelstacks.cli.images import app as images_app
+from modelstacks.cli.keys import app as keys_app
 from modelstacks.cli.local import local_app
 from modelstacks.cli.model import model_app
 from modelstacks.cli.prices import app as prices_app
@@ -27,6 +29,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.registered_commands += cluster_app.registered_commands
+app.registered_commands += images_app.registered_commands
+app.registered_commands += keys_app.registered_commands
 app.add_typer(local_app, name="local")
 app.add_typer(model_app, name="model")
 app.add_typer(prices_app, name="prices")

@@ -96,8 +96,8 @@ class Cluster:
     """One API server as the provider's configuration reaches it."""
 
     def __init__(self, api: ApiClient, namespace: str) -> None:
-        self._api = api
         self._resources: dict[Kind, tuple[str, bool]] = {}
+        self.client = api
         self.namespace = namespace
         self.host: str = api.configuration.host
 
@@ -148,17 +148,34 @@ class Cluster:
         accept: str = "application/json",
     ) -> Manifest:
         """The API server's answer as data. Raises ApiError or UnreachableError."""
+        answer: Manifest = json.loads(self._ask(method, path, query, body, content_type, accept))
+        return answer
+
+    def text(self, method: str, path: str, query: Mapping[str, str] | None = None) -> str:
+        """The API server's answer as it is, such as a log. Raises ApiError or UnreachableError."""
+        found = self._ask(method, path, query, None, "application/json", "*/*")
+        return found.decode(errors="replace") if isinstance(found, bytes) else found
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: object,
+        content_type: str,
+        accept: str,
+    ) -> str | bytes:
         from kubernetes.client.exceptions import ApiException
 
         headers = {"Accept": accept} | ({"Content-Type": content_type} if body is not None else {})
         # JSON is YAML, so one encoding serves apply patches as well.
         payload = None if body is None else (json.dumps(body) if content_type == _APPLY else body)
         try:
-            call = self._api.param_serialize(
+            call = self.client.param_serialize(
                 method, path, query_params=list((query or {}).items()), header_params=headers, body=payload,
                 auth_settings=["BearerToken"],
             )  # fmt: skip
-            response = self._api.call_api(*call, _request_timeout=_REQUEST_TIMEOUT_S)
+            response = self.client.call_api(*call, _request_timeout=_REQUEST_TIMEOUT_S)
             text = response.read()  # type: ignore[no-untyped-call]
         except ApiException as error:
             raise _api_error(error.status or 0, error.body, method, path, self.host) from error
@@ -179,8 +196,8 @@ class Cluster:
             ) from error
         if not 200 <= response.status <= 299:
             raise _api_error(response.status, text, method, path, self.host)
-        answer: Manifest = json.loads(text)
-        return answer
+        found: str | bytes = text
+        return found
 
     def path(self, kind: Kind, namespace: str | None = None, name: str | None = None) -> str:
         """The REST path of an object or a collection. Raises KindNotFoundError."""

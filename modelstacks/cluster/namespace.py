@@ -169,10 +169,14 @@ def _claim(claim: Manifest, plan: Plan, snapshot: Snapshot) -> list[Finding]:
         text = f"PersistentVolumeClaim {name} is {phase or 'not bound'}: {why}"
         found.append(problem("storage", text, f"kubectl -n {plan.namespace} describe pvc {name}"))
     modes = set(spec.get("accessModes") or [])
-    pods = plan.spec.replicas * plan.nodes_per_replica
-    if pods > 1 and not modes & {"ReadWriteMany", "ReadOnlyMany"}:
+    pods = plan.spec.replicas_at_most * plan.nodes_per_replica
+    if plan.weights.fetched_by == "job" and modes <= {"ReadOnlyMany"}:
+        text = f"PersistentVolumeClaim {name} is ReadOnlyMany, and prefetch would write to it"
+        found.append(problem("storage", text, "modelstacks:weights: {prefetch: false, path: FOLDER}"))
+    if pods > 1 and not plan.spec.weights.on_one_node and not modes & {"ReadWriteMany", "ReadOnlyMany"}:
+        mend = "take a ReadWriteMany claim, or modelstacks:weights.accessMode: ReadWriteOnce keeps all pods on one node"
         text = f"{pods} pods would share PersistentVolumeClaim {name}, which is {', '.join(sorted(modes))}: "
-        found.append(problem("storage", text + "one node alone can mount it", "take a ReadWriteMany claim"))
+        found.append(problem("storage", text + "one node alone can mount it", mend))
     have = quantity((spec.get("resources") or {}).get("requests", {}).get("storage", 0))
     if have and have < plan.weights_gib * 2**30:
         text = (

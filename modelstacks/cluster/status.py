@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
-from modelstacks.cluster import pods
-from modelstacks.cluster.connection import Manifest
+from modelstacks.cluster import live, pods
+from modelstacks.cluster.connection import Cluster, Manifest
 from modelstacks.cluster.findings import Finding, quantity
 from modelstacks.cluster.nodes import GPU
 from modelstacks.cluster.pool import pool_names
 from modelstacks.cluster.snapshot import Snapshot, condition, labels_of
 from modelstacks.plan import Plan
+from modelstacks.plan.rollout import minutes
+from modelstacks.render.values import form_of
 
 
 @dataclass(frozen=True, slots=True)
 class PodLine:
-    """One pod of the stack. `state` is what kubectl would show, `ready` whether its probes answer."""
+    """One pod of the stack. `state` is what kubectl would show, `ready` whether its probes answer.
+
+    `loaded_percent` is how far a pod that is not ready has come, by its own log; `ready_after_s` what a ready one took.
+    """
 
     name: str
     node: str | None
@@ -24,6 +30,8 @@ class PodLine:
     ready: bool
     restarts: int
     gpus: int
+    loaded_percent: int | None = None
+    ready_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,11 @@ class NodeLine:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`usd_per_hour` is what the nodes that are there cost, at the plan's price; None without one."""
+    """`usd_per_hour` is what the nodes that are there cost, at the plan's price, `usd_so_far` since each came.
+
+    `change` is how a roll-out stands, None when nothing changes; `traffic` what the servers say of themselves, None
+    where none answered.
+    """
 
     deployed: bool
     replicas: int
@@ -49,6 +61,9 @@ class Status:
     gpu_limit: int | None
     usd_per_hour: float | None
     findings: tuple[Finding, ...]
+    usd_so_far: float | None = None
+    change: str | None = None
+    traffic: live.Traffic | None = None
 
     @property
     def healthy(self) -> bool:
@@ -61,23 +76,69 @@ def status(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], findings: 
     own = sorted(pods.own_pods(snapshot, plan), key=lambda pod: str(pod["metadata"]["name"]))
     lines = tuple(_pod_line(pod) for pod in own)
     workloads = [m for m in manifests if m["kind"] == plan.tier_form.kind and not _is_spare(m, plan)]
-    live = [snapshot.own.get((m["kind"], m["metadata"]["name"])) for m in workloads]
+    live_ = [snapshot.own.get((m["kind"], m["metadata"]["name"])) for m in workloads]
     hosts = _hosts(snapshot, plan, own)
     price = plan.cost.price.usd_per_hour if plan.cost.price is not None and plan.pool is not None else None
     return Status(
-        deployed=any(found is not None for found in live),
+        deployed=any(found is not None for found in live_),
         replicas=plan.spec.replicas,
-        ready_replicas=sum(_ready_replicas(found) for found in live if found is not None),
+        ready_replicas=sum(_ready_replicas(found) for found in live_ if found is not None),
         pods=lines,
         nodes=tuple(_node_line(node) for node in hosts),
         gpu_limit=plan.pool.gpus_at_most * len(plan.pool.steps) if plan.pool is not None else None,
         usd_per_hour=None if price is None else price * len(hosts),
+        usd_so_far=None if price is None else sum(price * _hours(node) for node in hosts),
+        change=_change(snapshot, plan, [found for found in live_ if found is not None]),
         findings=tuple(f for f in findings if f.level != "note" or f.check in ("pods", "pool")),
     )
 
 
-def answer(stack: str, found: Status) -> dict[str, Any]:
-    """As JSON."""
+def with_servers(found: Status, cluster: Cluster, snapshot: Snapshot, plan: Plan, between_s: float) -> Status:
+    """The same standing with what the servers themselves say, which takes `between_s` and a connection to each."""
+    own = {str(pod["metadata"]["name"]): pod for pod in pods.own_pods(snapshot, plan)}
+    lines = []
+    for line in found.pods:
+        pod = own.get(line.name)
+        if pod is not None and line.ready:
+            line = replace(line, ready_after_s=live.seconds_to_ready(pod))
+        elif pod is not None and line.node is not None:
+            line = replace(line, loaded_percent=live.progress(cluster, plan, pod))
+        lines.append(line)
+    names = live.servers(plan, list(own.values()))
+    return replace(found, pods=tuple(lines), traffic=live.traffic(cluster, plan, names, form_of(plan), between_s))
+
+
+def _hours(node: Manifest) -> float:
+    try:
+        born = datetime.datetime.fromisoformat(node["metadata"]["creationTimestamp"])
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return max(0.0, (datetime.datetime.now(datetime.UTC) - born).total_seconds() / 3600)
+
+
+def _change(snapshot: Snapshot, plan: Plan, workloads: list[Manifest]) -> str | None:
+    """How a roll-out stands: new replicas that serve, and old pods on their way out."""
+    found = []
+    for workload in workloads:
+        status, wanted = workload.get("status") or {}, (workload.get("spec") or {}).get("replicas", 1)
+        if workload["kind"] != "Deployment" or ("updatedReplicas" not in status and not status.get("replicas")):
+            continue
+        updated, old = status.get("updatedReplicas", 0), status.get("replicas", 0) - status.get("updatedReplicas", 0)
+        if old > 0 or updated < wanted:
+            found.append(f"{updated} of {wanted} pods are new, {old} old")
+    leaving = [
+        pod
+        for pod in snapshot.here("pods")
+        if labels_of(pod).get("app.kubernetes.io/instance") == plan.name and pod["metadata"].get("deletionTimestamp")
+    ]
+    for pod in leaving:
+        found.append(f"{pod['metadata']['name']} finishes its requests, for at most {minutes(plan.leaving.grace_s)}")
+    return "; ".join(found) or None
+
+
+def answer(stack: str, found: Status, plan: Plan) -> dict[str, Any]:
+    """As JSON; `plan` is what the servers' own numbers stand beside."""
+    speed = plan.throughput
     return {
         "stack": stack,
         "deployed": found.deployed,
@@ -87,7 +148,7 @@ def answer(stack: str, found: Status) -> dict[str, Any]:
         "pods": [
             {
                 "name": p.name, "node": p.node, "state": p.state, "ready": p.ready, "restarts": p.restarts,
-                "gpus": p.gpus,
+                "gpus": p.gpus, "loaded_percent": p.loaded_percent, "ready_after_s": p.ready_after_s,
             }
             for p in found.pods
         ],
@@ -97,8 +158,35 @@ def answer(stack: str, found: Status) -> dict[str, Any]:
         ],
         "gpu_limit": found.gpu_limit,
         "usd_per_hour": None if found.usd_per_hour is None else round(found.usd_per_hour, 4),
+        "usd_so_far": None if found.usd_so_far is None else round(found.usd_so_far, 2),
+        "change": found.change,
+        "traffic": _traffic(found.traffic),
+        "plan": {
+            "output_tokens_per_s": None if speed is None else round(speed.output_tokens_per_s * found.replicas, 1),
+            "kv_cache_tokens": plan.memory.kv_cache_tokens,
+            "startup_s": plan.timeouts.startup_s,
+        },
         "findings": [finding.answer() for finding in found.findings],
     }  # fmt: skip
+
+
+def _traffic(found: live.Traffic | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+
+    def rounded(value: float | None, digits: int) -> float | None:
+        return None if value is None else round(value, digits)
+
+    return {
+        "servers": found.servers,
+        "requests_running": found.running,
+        "requests_waiting": found.waiting,
+        "kv_cache_used": rounded(found.kv_cache, 4),
+        "output_tokens_per_s": rounded(found.output_tokens_per_s, 1),
+        "prompt_tokens_per_s": rounded(found.prompt_tokens_per_s, 1),
+        "kv_cache_tokens": found.cache_tokens,
+        "silent": list(found.silent),
+    }
 
 
 def _is_spare(manifest: Manifest, plan: Plan) -> bool:

@@ -1,6 +1,6 @@
-"""A model server that answers as vLLM does, without weights: its limits, its queue, its metrics, its ways to die.
+"""A model server that answers as vLLM does, without weights: its limits, its queue, its cache, its ways to die.
 
-What carries it (Ray's engine protocol, later HTTP) is elsewhere; this is the behaviour alone.
+What carries it (Ray's engine protocol in raycluster/, HTTP in modelserver/) is elsewhere; this is the behaviour alone.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ _WORDS = tuple(_ANSWER.split())
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the imitated engine was started with. Seconds and tokens."""
+    """What the imitated engine was started with. Seconds and tokens.
+
+    `kv_tokens` is what the cache holds; `max_queued` how many requests may wait, None: any number. It dies after
+    `dies_after` requests.
+    """
 
     model: str
     max_model_len: int
     max_num_seqs: int
     load_s: float = 0.5
     token_s: float = 0.02
+    kv_tokens: int | None = None
+    max_queued: int | None = None
+    dies_after: int | None = None
 
 
 class TooLong(ValueError):
     """A request that does not fit the context, in vLLM's words for it."""
+
+
+class TooMany(RuntimeError):
+    """A request that the queue has no place for."""
 
 
 class EngineDead(RuntimeError):
@@ -41,11 +52,16 @@ class Imitation:
     waiting: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    # Tokens that running requests keep in the cache.
+    kept: int = 0
+    answered: int = 0
     death: str | None = None
     _places: asyncio.Semaphore = field(init=False)
+    _room: asyncio.Condition = field(init=False)
 
     def __post_init__(self) -> None:
         self._places = asyncio.Semaphore(self.settings.max_num_seqs)
+        self._room = asyncio.Condition()
 
     async def load(self) -> None:
         """Take the time that loading takes."""
@@ -61,7 +77,7 @@ class Imitation:
             raise EngineDead(self.death)
 
     def admit(self, prompt: str, max_tokens: int | None) -> tuple[int, int]:
-        """Tokens of the prompt and of the answer. Raises TooLong for what the context cannot hold."""
+        """Tokens of the prompt and of the answer. Raises TooLong for what the context cannot hold, TooMany in a jam."""
         length, most = count(prompt), self.settings.max_model_len
         asked = max_tokens if max_tokens is not None else min(len(_WORDS), most - length)
         if length + max(asked, 1) > most:
@@ -69,32 +85,61 @@ class Imitation:
                 f"This model's maximum context length is {most} tokens, the prompt has {length} and {asked} were asked "
                 "for: shorten one of them."
             )
+        if self.settings.max_queued is not None and self.waiting >= self.settings.max_queued:
+            raise TooMany(f"{self.waiting} requests are waiting already, which is the limit")
         return length, asked
 
     async def tokens(self, prompt: str, max_tokens: int | None) -> AsyncIterator[str]:
-        """The words of the answer, one a step. Raises TooLong before the first, EngineDead at any."""
+        """The words of the answer, one a step. Raises TooLong or TooMany before the first, EngineDead at any."""
         self.check()
-        length, most = self.admit(prompt, max_tokens)
+        length, asked = self.admit(prompt, max_tokens)
         self.waiting += 1
         try:
             await self._places.acquire()
+            try:
+                await self._take(length)
+            except BaseException:
+                self._places.release()
+                raise
         finally:
             self.waiting -= 1
         self.running += 1
         self.prompt_tokens += length
+        held = length
         try:
-            for index in range(most):
+            for index in range(asked):
                 await asyncio.sleep(self.settings.token_s)
                 self.check()
                 self.generation_tokens += 1
+                self.kept += 1
+                held += 1
                 yield _WORDS[index % len(_WORDS)] + " "
         finally:
             self.running -= 1
+            self.answered += 1
             self._places.release()
+            self.kept -= held
+            if self.settings.dies_after is not None and self.answered >= self.settings.dies_after:
+                self.die("the engine core ended")
+            async with self._room:
+                self._room.notify_all()
+
+    async def _take(self, length: int) -> None:
+        """Wait until the cache has room for a prompt."""
+        async with self._room:
+            if self.settings.kv_tokens is not None:
+                room = self.settings.kv_tokens
+                await self._room.wait_for(lambda: self.kept + length <= room or not self.running)
+            self.kept += length
 
     def gauges(self) -> dict[str, float]:
         """Values under vLLM's names, without the prefix."""
-        return {"num_requests_running": self.running, "num_requests_waiting": self.waiting}
+        held = self.kept / self.settings.kv_tokens if self.settings.kv_tokens else 0.0
+        return {
+            "num_requests_running": self.running,
+            "num_requests_waiting": self.waiting,
+            "kv_cache_usage_perc": min(1.0, held),
+        }
 
     def counters(self) -> dict[str, int]:
         """Totals under vLLM's names, without the prefix and without `_total`."""

@@ -14,8 +14,12 @@ from modelstacks.cloudspec import DEFAULT_CLUSTER
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path
 from modelstacks.plan import choose
-from modelstacks.plan.check import Checked, estimate, load_cache, timeouts
+from modelstacks.plan.check import Checked, estimate, load_cache
+from modelstacks.plan.leaving import leaving
+from modelstacks.plan.rollout import refusals as rollout_refusals
+from modelstacks.plan.startup import timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
+from modelstacks.plan.weights import weights_plan
 from modelstacks.pool import Pool
 from modelstacks.spec import StackSpec
 from modelstacks.stackfile import object_name
@@ -58,7 +62,8 @@ def plan(
         problem = Problem(key_path("autoscale"), text, None, "modelstacks:replicas")
         raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
     _check_launcher(plan, catalog)
-    plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan)))
+    _check_read_only(plan)
+    plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan), *_weights_refusals(plan)))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
         plan = replace(plan, refusals=(*plan.refusals, *policy))
@@ -88,6 +93,11 @@ def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked
     checkpoints = choice.model.checkpoints
     origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
     kind = catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None
+    nodes = price.nodes_per_replica(choice.gpu, choice.topology)
+    machines = _pool(spec, kind, stack, decided)
+    spot = machines is not None and any(way.way == "spot" for step in machines.steps for way in step)
+    speed = estimate(decided)
+    weights = weights_plan(spec.weights, checkpoints.get(origin))
     return Plan(
         spec=spec,
         stack=stack,
@@ -98,11 +108,13 @@ def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked
         weights_gib=decided.weights.total_gib,
         memory=decided.memory,
         cost=decided.cost,
-        throughput=estimate(decided),
-        timeouts=timeouts(catalog, decided, kind.node_ready_s if kind is not None else None),
-        nodes_per_replica=price.nodes_per_replica(choice.gpu, choice.topology),
+        throughput=speed,
+        timeouts=timeouts(catalog, decided, weights, kind),
+        weights=weights,
+        leaving=leaving(spec, choice.load, speed, kind, several_nodes=nodes > 1, spot=spot),
+        nodes_per_replica=nodes,
         gpus_per_node=price.gpus_per_node(choice.gpu, choice.topology),
-        pool=_pool(spec, kind, stack, decided),
+        pool=machines,
         fabric=_fabric(spec, kind, catalog, decided),
         refusals=decided.refusals,
         hf_overrides=_hf_overrides(choice),
@@ -151,6 +163,33 @@ def _disk_refusals(plan: Plan) -> list[Refusal]:
     text = f"weights and caches need {disk.need_gib:,} GiB of a node's disk, {_machine(plan)} has "
     text += f"{disk.have_gib:,.0f}; modelstacks:weights: {{storageClass: NAME}} takes a volume for each pod"
     return [Refusal("disk-too-small", text, disk.need_gib, round(disk.have_gib), "GiB of node disk")]
+
+
+def _check_read_only(plan: Plan) -> None:
+    form = plan.choice.form
+    if plan.spec.read_only_root and form is not None and not form.read_only_root:
+        text = f"is not for {plan.choice.engine} in the {plan.choice.tier} tier: {form.writes_root_reason}"
+        problem = Problem(key_path("readOnlyRoot"), text, True, "false")
+        raise BadInput([problem], source=plan.stack or plan.choice.model.id, next_step="leave it out")
+
+
+def _weights_refusals(plan: Plan) -> list[Refusal]:
+    """Places of weights that the engine cannot read, or that do not reach every pod."""
+    spec, topology = plan.spec, plan.choice.topology
+    found = []
+    form = plan.choice.form
+    if plan.weights.place == "object-store" and form is not None and not form.streams_weights:
+        text = f"{plan.choice.engine} in the {plan.choice.tier} tier cannot stream weights from {spec.weights.uri}; "
+        text += "a shared volume or a claim can hold them"
+        found.append(Refusal("engine-unsupported", text, 1, 0, "engines that stream weights"))
+    if spec.weights.on_one_node:
+        node = plan.pool.machine.gpus if plan.pool is not None else plan.choice.gpu.max_gpus_per_node
+        need = topology.gpus * spec.replicas_at_most
+        if need > node:
+            text = f"a ReadWriteOnce volume is on one node of {node} GPUs, the replicas take {need}; "
+            text += "modelstacks:weights.accessMode: ReadWriteMany reaches every node"
+            found.append(Refusal("volume-on-one-node", text, need, node, "GPUs of a node"))
+    return found
 
 
 def _fabric(spec: StackSpec, kind: CloudKind | None, catalog: Catalog, decided: Checked) -> Fabric | None:
@@ -216,6 +255,20 @@ def _policy_refusals(spec: StackSpec, model: Model, plan: Plan) -> list[Refusal]
         terms = f" It asks: {'; '.join(licence.terms)}." if licence.terms else ""
         text = f"{said}; {model.name} is under {licence.name}: set modelstacks:acceptedLicense: {licence.id}.{terms}"
         refusals.append(Refusal("license-not-accepted", text, 1, 0, "accepted licences"))
+    if _runs_own_code(plan) and not spec.accept_remote_code:
+        text = f"{model.id} needs code from its own repository (--trust-remote-code), which would run in the servers "
+        text += "with their key and network: modelstacks:acceptRemoteCode: true accepts it"
+        refusals.append(Refusal("remote-code-not-accepted", text, 1, 0, "accepted repositories of code"))
+    refusals += rollout_refusals(plan)
+    scale = spec.autoscale
+    if scale is not None and scale.cold_start_seconds is not None:
+        need, have = plan.timeouts.cold_start_s, scale.cold_start_seconds
+        if need > have:
+            text = (
+                f"a server that was scaled to zero answers after {need} s, autoscale.coldStartSeconds allows {have}: "
+            )
+            text += "keep one (min: 1), or bring the weights nearer (modelstacks:weights)"
+            refusals.append(Refusal("cold-start-too-slow", text, need, have, "seconds"))
     month, budget = plan.usd_per_month_at_most, spec.budget_usd_per_month
     if budget is not None and month is not None and month > budget:
         what = f"{spec.replicas} × {plan.choice.topology.gpus} {plan.choice.gpu.id}"
@@ -284,7 +337,7 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
         warnings.append(f"{choice.engine} {form.version}: {what}; whether it serves the model is not known here")
     if choice.model.licence.id == "unknown":
         warnings.append("the licence of an own model is not read: its terms are yours to check")
-    if "--trust-remote-code" in choice.model.engine_flags.get(choice.engine, ()):
+    if _runs_own_code(plan):
         warnings.append(f"{choice.model.id} runs code from its own repository (--trust-remote-code)")
     if choice.load.lora_adapters and plan.spec.max_lora_rank is None:
         warnings.append(f"LoRA slots are planned for rank {choice.load.lora_rank}; set maxLoraRank for higher ones")
@@ -292,6 +345,10 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
         original = choice.model.architecture.max_context
         warnings.append(f"context beyond {original} stretches RoPE, which can cost quality on short prompts")
     return warnings
+
+
+def _runs_own_code(plan: Plan) -> bool:
+    return "--trust-remote-code" in plan.choice.model.engine_flags.get(plan.choice.engine, ())
 
 
 def _pool_warnings(plan: Plan) -> list[str]:

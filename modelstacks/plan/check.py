@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from modelstacks.catalog.hardware import OWN
 from modelstacks.catalog.versions import NATIVE_FP8
 from modelstacks.cloudspec import carrying
 from modelstacks.fit import GIB, WIDE_BYTES, Load, Memory, Topology, Weights
-from modelstacks.plan.values import Choice, Refusal, Timeouts
+from modelstacks.plan.values import Choice, Refusal
 from modelstacks.spec import StackSpec
 
 # Key widths that FlashInfer's kernels take (vLLM 0.32 v1/attention/backends/flashinfer.py).
@@ -396,27 +395,6 @@ def longest_context(choice: Choice, form: EngineForm, weights: Weights, *, most:
         if low:
             return low * step
     return None
-
-
-def timeouts(catalog: Catalog, checked: Checked, node_ready_s: int | None = None) -> Timeouts:
-    """Start-up budgets from the bytes each node must fetch and read, at pessimistic speeds.
-
-    `node_ready_s` is for clouds whose nodes take longer than usual to come.
-    """
-    loading = catalog.versions.loading
-    choice = checked.choice
-    numbers = choice.figures
-    origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
-    stored = choice.model.checkpoints.get(origin)
-    fetched_gib = stored.size_gib if stored is not None else checked.weights.total_gib
-    download_s = math.ceil(fetched_gib / loading.hub_gib_per_s)
-    load_s = math.ceil(fetched_gib / loading.disk_gib_per_s) + numbers.init_s
-    startup_s = _tens(loading.safety_factor * (download_s + load_s))
-    return Timeouts(download_s, load_s, startup_s, startup_s + (node_ready_s or loading.node_ready_s))
-
-
-def _tens(seconds: float) -> int:
-    return math.ceil(seconds / 10) * 10
 
 
 def estimate(checked: Checked) -> throughput.Throughput | None:

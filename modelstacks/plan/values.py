@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from modelstacks.catalog import Checkpoint, CloudKind, EngineForm, Fabric, Gpu, Model, TierForm
 from modelstacks.errors import Refused
 from modelstacks.fit import Load, Memory, Topology
+from modelstacks.plan.weights import WeightsPlan
 from modelstacks.pool import Pool
 from modelstacks.price import Cost
 from modelstacks.spec import StackSpec
@@ -28,11 +29,17 @@ class Refusal:
     unit: str
 
     # Refusals of policy stop a stack, and only warn about a bare model: the hardware itself fits.
-    POLICY = ("over-budget", "license-not-accepted")
+    POLICY = (
+        "over-budget",
+        "license-not-accepted",
+        "remote-code-not-accepted",
+        "rollout-would-hang",
+        "cold-start-too-slow",
+    )
 
     @property
     def is_policy(self) -> bool:
-        """True for licence and budget, False for everything the hardware or engine cannot do."""
+        """True for licence, budget and how it is changed, False for everything the hardware or engine cannot do."""
         return self.code in Refusal.POLICY
 
 
@@ -58,12 +65,40 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds, all from the size of the weights."""
+    """Seconds, all from the size of the weights.
+
+    `download_s` and `load_s` are expected at pessimistic speeds; `startup_s` is the budget of the start-up probe,
+    `ready_s` that of a pod with its node. `before_s` is the budget of what fetches weights before a server starts,
+    `again_s` what a pod that replaces another one is expected to take.
+    """
 
     download_s: int
     load_s: int
     startup_s: int
     ready_s: int
+    before_s: int = 0
+    again_s: int = 0
+    # From nothing at all to the first answer, where a node must come first where nodes are made.
+    cold_start_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """How a server goes, seconds. `pre_stop_s` lets routers forget it, `drain_s` lets it finish, `grace_s` is both
+    and a margin.
+
+    `token_s` is what an output token takes, `tokens` the longest answer that is finished when it had just begun;
+    `whole` says that none can be longer. `notice_tokens` is the same under a spot notice of `notice_s`.
+    """
+
+    pre_stop_s: int
+    drain_s: int
+    grace_s: int
+    token_s: float
+    tokens: int
+    whole: bool
+    notice_s: int | None = None
+    notice_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +126,8 @@ class Plan:
     cost: Cost
     throughput: Throughput | None
     timeouts: Timeouts
+    weights: WeightsPlan
+    leaving: Leaving
     nodes_per_replica: int
     gpus_per_node: int
     pool: Pool | None = None

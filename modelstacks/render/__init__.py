@@ -11,18 +11,20 @@ from typing import Any
 
 from modelstacks import documents
 from modelstacks.catalog import Catalog
+from modelstacks.catalog.flags import flags_of
 from modelstacks.errors import BadInput, Problem
 from modelstacks.plan import Plan
-from modelstacks.render import groups, ray
+from modelstacks.render import groups, ray, weights
 from modelstacks.render.cloud import POOL_COMPONENT
 from modelstacks.render.templates import Manifest, many, part
-from modelstacks.render.values import context_of, form_of
+from modelstacks.render.values import api_key_secret, context_of, form_of
 
 # The order in which objects are listed and applied: what others need comes first.
 _KIND_ORDER = (
     "Namespace", "EC2NodeClass", "AKSNodeClass", "NodePool", "ComputeClass", "MachineDeployment", "PriorityClass",
     "ResourceQuota", "ServiceAccount", "Secret", "ConfigMap", "NetworkPolicy", "Service", "PodDisruptionBudget",
-    "PersistentVolumeClaim", "ResourceClaimTemplate", "Deployment", "RayService", "LeaderWorkerSet", "ScaledObject",
+    "PersistentVolumeClaim", "ResourceClaimTemplate", "Job", "Deployment", "RayService", "LeaderWorkerSet",
+    "ScaledObject", "PodMonitor", "PrometheusRule",
 )  # fmt: skip
 
 
@@ -43,10 +45,14 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
     _check_shipped(plan, catalog)
     context = context_of(plan, catalog)
     placement = part(catalog, "parts/placement.yaml.j2", context)
+    context["dns_egress"] = part(catalog, "parts/dns.yaml.j2", context)
+    context |= _fetching(plan, catalog, context)
     volumes, fabric = part(catalog, "parts/volumes.yaml.j2", context), context["fabric"]
+    first = [context["fetch_init"]] if context["fetch_init"] is not None else []
     context |= {
         "placement": placement,
         "volumes": volumes,
+        "init_containers": first + ([fabric["sidecar"]] if fabric["sidecar"] is not None else []),
         "worker_annotations": placement["annotations"] | fabric["annotations"],
         "worker_volumes": volumes + fabric["volumes"],
     }
@@ -61,6 +67,17 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
         manifests += many(catalog, f"parts/{name}.yaml.j2", context)
     manifests += _workload(plan, catalog, context)
     return verified(manifests)
+
+
+def _fetching(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, Any]:
+    """What fills a volume from the hub: a program, its environment, and the container that runs it in every pod."""
+    if plan.weights.fetched_by not in ("job", "init"):
+        return {"fetch_env": None, "fetch_init": None, "prefetch_program": None}
+    environment = part(catalog, "parts/fetchenv.yaml.j2", context)
+    found = {"prefetch_program": weights.program(catalog), "fetch_env": environment}
+    wanted = plan.weights.fetched_by == "init"
+    init = part(catalog, "parts/fetchinit.yaml.j2", context | found) if wanted else None
+    return found | {"fetch_init": init}
 
 
 def _pool_templates(plan: Plan, catalog: Catalog) -> list[str]:
@@ -79,9 +96,9 @@ def is_pool(manifest: Manifest) -> bool:
     return _component(manifest) == POOL_COMPONENT
 
 
-def is_head_state(manifest: Manifest) -> bool:
-    """The object keeps what a Ray head must remember."""
-    return _component(manifest) == ray.STATE_COMPONENT
+def comes_before_servers(manifest: Manifest) -> bool:
+    """The object keeps what a Ray head must remember, or brings the weights."""
+    return _component(manifest) in (ray.STATE_COMPONENT, weights.WEIGHTS_COMPONENT)
 
 
 def _component(manifest: Manifest) -> str | None:
@@ -95,6 +112,14 @@ def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
     # A namespace of several stacks is bounded by its owner's own quota, not by one of each.
     if plan.spec.namespace_owner is None and "namespace" not in plan.spec.shared:
         parts.append("resourcequota")
+    if plan.spec.namespace_owner is None:
+        parts.append("defaultdeny")
+    if plan.spec.priority_class is None:
+        parts.append("priorityclass")
+    if plan.spec.monitoring is not None:
+        parts += ["podmonitor", "prometheusrule", "dashboard"]
+    if context["prefetch_program"] is not None:
+        parts.append("prefetch")
     if context["resource_claims"]:
         parts.append("resourceclaimtemplate")
     if context["autoscale"] is not None:
@@ -109,13 +134,26 @@ def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
 
 def unrendered(plan: Plan, catalog: Catalog) -> list[Unrendered]:
     """What `pulumi up` creates beside the manifests, or expects to find."""
+    found = []
     name = plan.spec.hub_token_secret
     if plan.choice.model.licence.gated:
         need = f"{plan.choice.model.id} is gated, so the hub token is required"
     else:
         need = "optional: the model is public, a token only raises the hub's rate limit"
     reason = f"created from the secret `modelstacks:hubToken` when that is set, else yours to create ({need})"
-    found = [Unrendered("Secret", name, reason)]
+    if plan.weights.fetched_from == "hub":
+        found.append(Unrendered("Secret", name, reason))
+    key = api_key_secret(plan)
+    if key is not None and plan.spec.api_key_secret is not None:
+        found.append(Unrendered("Secret", key, "the API's key under `key`, yours to create"))
+    elif key is not None:
+        reason = (
+            f"the API's key, made by `pulumi up` and kept as a secret; `modelstacks rotate-key {plan.stack}` changes it"
+        )
+        found.append(Unrendered("Secret", key, reason))
+    if plan.spec.weights.credentials_secret is not None:
+        reason = "credentials of the bucket under their variables' names (AWS_ACCESS_KEY_ID, …), yours to create"
+        found.append(Unrendered("Secret", plan.spec.weights.credentials_secret, reason))
     kind, pool = plan.cloud, plan.pool
     if kind is not None and kind.package is not None and pool is not None and pool.owner is None:
         what = f"{kind.about}, from nothing to {pool.machines_at_most} × {pool.machine.name}"
@@ -192,12 +230,30 @@ def _check_shipped(plan: Plan, catalog: Catalog) -> None:
         raise BadInput([problem], source="render", next_step="leave it out; `modelstacks plan --engine-version` asks")
 
 
+def _check_flags(plan: Plan, catalog: Catalog, args: list[str]) -> None:
+    """Raise BadInput for a flag that the image's engine would refuse, which is a crash loop on a paid machine."""
+    form = form_of(plan)
+    known = flags_of(catalog.templates, plan.choice.engine, form.version)
+    if known is None:
+        return
+    try:
+        known.read(args)
+    except ValueError as error:
+        problem = Problem(f"engine_flags.{plan.choice.engine}", str(error))
+        source = f"templates/models/{plan.choice.model.id}.yaml"
+        raise BadInput([problem], source=source, next_step=f"correct it for {form.image}") from None
+
+
 def _workload(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> list[Manifest]:
     template = f"tiers/{plan.tier_form.template}.yaml.j2"
     if plan.tier_form.form == "ray":
         return many(catalog, template, context)
     engine = part(catalog, f"engines/{form_of(plan).template}.yaml.j2", context)
-    container = part(catalog, "parts/container.yaml.j2", context | {"engine": engine})
+    within = context | {"engine": engine}
+    within["server_env"] = part(catalog, "parts/serverenv.yaml.j2", within)
+    within["server_mounts"] = part(catalog, "parts/servermounts.yaml.j2", within)
+    container = part(catalog, "parts/container.yaml.j2", within)
+    _check_flags(plan, catalog, container["args"])
     if plan.nodes_per_replica > 1:
         context = context | {"group": groups.values(plan, catalog, container, context)}
     return many(catalog, template, context | {"container": container})

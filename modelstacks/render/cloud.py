@@ -7,7 +7,9 @@ from typing import Any
 
 from modelstacks.catalog import CloudKind, Fabric
 from modelstacks.cloudspec import DEFAULT_CLUSTER, Capacity, CloudSpec, zone_names
+from modelstacks.images import mirrored
 from modelstacks.plan import Plan
+from modelstacks.plan.rollout import rollout
 from modelstacks.podsize import PodSize, node_disk
 from modelstacks.pool import Pool
 
@@ -24,8 +26,8 @@ def strictest(plan: Plan, level: str) -> str:
     return max(level, needed, key=LEVELS.index)
 
 
-def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
-    """The part of the template context that speaks of nodes."""
+def values(plan: Plan, labels: dict[str, str], size: PodSize, placeholder: str) -> dict[str, Any]:
+    """The part of the template context that speaks of nodes; `placeholder` is the image that holds a spare's place."""
     cloud = plan.spec.cloud or CloudSpec()
     kind, pool = plan.cloud, plan.pool
     spot = pool is not None and any(way.way == "spot" for step in pool.steps for way in step)
@@ -40,7 +42,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
     return {
         "node_selector": _node_selector(plan, cloud),
         "tolerations": tolerations,
-        "pod_annotations": dict(kind.pod_annotations) if kind is not None else {},
+        "pod_annotations": _annotations(plan, kind),
         "pool": None if pool is None or kind is None else _pool(plan, pool, kind, cloud),
         "pool_label": kind.pool_label if kind is not None else None,
         "pool_labels": {
@@ -65,9 +67,17 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
         "resource_claims": [{"name": "gpus", "resourceClaimTemplateName": f"{plan.name}-gpus"}] if claims else [],
         "claim": _claim(plan) if claims else None,
         "gpu_quota": _quota(plan, cloud, claims=claims),
-        "spare": _spare(plan, cloud, labels, claims=claims),
+        "spare": _spare(plan, cloud, labels, placeholder, claims=claims),
         "fabric": _fabric(plan),
     }
+
+
+def _annotations(plan: Plan, kind: CloudKind | None) -> dict[str, str]:
+    """What keeps autoscalers from moving a pod: for as long as it may take to be ready, not for ever."""
+    if kind is None:
+        return {}
+    own = {} if kind.protects_for is None else {kind.protects_for: f"{plan.timeouts.ready_s}s"}
+    return dict(kind.pod_annotations) | own
 
 
 def _machine(plan: Plan) -> Any:
@@ -171,10 +181,13 @@ def _claim(plan: Plan) -> dict[str, Any]:
 def _quota(plan: Plan, cloud: CloudSpec, *, claims: bool) -> dict[str, str]:
     """What pods of the namespace may ask for together: the replicas' GPUs and the spares', or the stack's own limit."""
     name = "gpu.nvidia.com.deviceclass.resource.k8s.io/devices" if claims else f"requests.{GPU_RESOURCE}"
-    return {"resource": name, "most": str(max(plan.gpus_committed, cloud.limit_gpus or 0))}
+    change = rollout(plan)
+    # A replica that comes before the old one goes asks for its GPUs beside it.
+    most = plan.gpus_committed + (change.needed_gpus if change.comes_first else 0)
+    return {"resource": name, "most": str(max(most, cloud.limit_gpus or 0))}
 
 
-def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], *, claims: bool) -> dict[str, Any] | None:
+def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], image: str, *, claims: bool) -> dict[str, Any] | None:
     """Placeholder pods, each as large as the GPUs of a machine."""
     if not cloud.warm_spares:
         return None
@@ -184,7 +197,7 @@ def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], *, claims: bool
     return {
         "name": name,
         "count": cloud.warm_spares,
-        "image": "registry.k8s.io/pause:3.10.1",
+        "image": mirrored(image, plan.spec.registry),
         "labels": labels | selector,
         "selector": selector,
         "resources": {
@@ -222,7 +235,7 @@ def _fabric(plan: Plan) -> dict[str, Any]:
         if sidecar is None
         else {
             "name": sidecar.name,
-            "image": sidecar.image,
+            "image": mirrored(sidecar.image, plan.spec.registry),
             "command": list(sidecar.command),
             # Kubernetes starts it before the engine and stops it after.
             "restartPolicy": "Always",

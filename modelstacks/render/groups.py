@@ -46,5 +46,5 @@ def values(plan: Plan, catalog: Catalog, container: dict[str, Any], context: dic
         return part(catalog, "parts/grouppod.yaml.j2", context | group)
 
     # A surge is a whole group more: only where the stack may hold its GPUs.
-    surge = int(rollout(plan).way == "new-cluster")
+    surge = int(rollout(plan).comes_first)
     return {"leader": pod(leader), "worker": pod(worker), "surge": surge, "unavailable": 1 - surge}

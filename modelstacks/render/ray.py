@@ -12,6 +12,7 @@ from typing import Any
 
 from modelstacks import documents, project
 from modelstacks.catalog import Catalog
+from modelstacks.images import mirrored
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
 from modelstacks.render import cloud
@@ -66,12 +67,11 @@ def values(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, A
 def serving_plan(plan: Plan, engine: dict[str, Any], context: dict[str, Any]) -> str:
     """The plan file of the application: JSON with the fields of its ServingPlan."""
     form, choice, fabric = form_of(plan), plan.choice, plan.fabric
-    assert plan.checkpoint is not None, "a plan without a checkpoint is not rendered"
     data = {
         "schema": _SCHEMA,
         "name": plan.name,
         "model": choice.model.id,
-        "source": plan.checkpoint.repo,
+        "source": plan.weights.source,
         "gpu": choice.gpu.id,
         "accelerator_type": choice.gpu.ray_accelerator_type,
         "product": choice.gpu.product_label,
@@ -92,7 +92,7 @@ def serving_plan(plan: Plan, engine: dict[str, Any], context: dict[str, Any]) ->
         # Worker pods that are Pending say why; the application waits with them.
         "nodes_within_s": None,
         "settle_s": _SETTLE_S,
-        "drain_s": form.drain_s,
+        "drain_s": plan.leaving.drain_s,
     }
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -150,7 +150,7 @@ def _recovery(plan: Plan, image: str | None) -> dict[str, Any] | None:
         "address": asked.redis,
         "password_secret": asked.password_secret,
         "storage_class": asked.storage_class,
-        "image": image,
+        "image": None if image is None else mirrored(image, plan.spec.registry),
     }
 
 
@@ -184,9 +184,13 @@ def _files(ray: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
         {"name": "scratch", "mountPath": context["paths"]["cache"]},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
+    read = [{"name": "weights", "mountPath": context["weights_mount"], "readOnly": True}]
+    source = context["weights_source"]
+    # A volume of all nodes is on the head too, which reads the model's config; images and folders are of GPU nodes.
+    on_head = source is not None and "persistentVolumeClaim" in source
     return {
-        "volumes": maps,
-        "mounts": mounts,
+        "volumes": maps + ([source] if on_head else []),
+        "mounts": mounts + (read if on_head else []),
         "worker_volumes": maps + context["worker_volumes"],
-        "worker_mounts": mounts + scratch + context["fabric"]["mounts"],
+        "worker_mounts": mounts + scratch + (read if source is not None else []) + context["fabric"]["mounts"],
     }

@@ -8,12 +8,14 @@ from typing import Any
 
 from modelstacks.catalog import Catalog, EngineForm
 from modelstacks.errors import BadInput, Problem
+from modelstacks.images import mirrored
 from modelstacks.plan import Plan
+from modelstacks.plan.rollout import rollout
 from modelstacks.podsize import OBJECT_STORE_GIB, pod_size
-from modelstacks.render import cloud
+from modelstacks.render import cloud, monitoring, weights
+from modelstacks.spec import StackSpec
 
-# Time for load balancers and routers to stop sending before the engine is told to stop.
-PRE_STOP_S = 15
+_STARTUP_PERIOD_S = 10
 
 
 def form_of(plan: Plan) -> EngineForm:
@@ -33,99 +35,179 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         "app.kubernetes.io/managed-by": "modelstacks",
         "app.kubernetes.io/part-of": "modelstacks",
         "modelstacks.dev/model": choice.model.id,
+        # OpenCost joins the cost of pods with the tokens of vLLM's metrics by this one (INFERENCE_MODEL_LABEL).
+        "llm-d.ai/model": choice.model.id,
     }
     quantize = form.quantize_at_load.get(choice.quantization)
     at_load = choice.quantization in choice.model.quantize_at_load
     checkpoint = plan.checkpoint
     flags = choice.model.engine_flags.get(choice.engine, ())
-    root = form.user_id == 0
+    change, going = rollout(plan), plan.leaving
+    # An old pod leaves, at worst twice its grace with the quota's slow retry, then the next one comes.
+    one_pod_s = 2 * going.grace_s + times.ready_s
     simulated = plan.cloud is not None and plan.cloud.simulated
     state = spec.head_recovery
     operator = plan.tier_form.operator
-    return {
-        "name": plan.name,
-        "namespace": plan.namespace,
-        "model": choice.model.id,
-        "labels": labels,
-        "selector": selector,
-        "service_selector": selector | plan.tier_form.service_labels,
-        "replica_names": [f"{plan.name}-{index}" for index in range(spec.replicas)],
-        "nodes_per_replica": plan.nodes_per_replica,
-        "pod_labels": selector,
-        "worker_labels": selector | plan.tier_form.worker_labels,
-        "replicas": spec.replicas,
-        "autoscale": _autoscale(plan),
-        "several_nodes": plan.nodes_per_replica > 1,
-        "workers": nodes,
-        # Ray keeps its sockets and logs in the image's own /tmp.
-        "own_tmp": plan.tier_form.form != "ray",
-        "waits_for": None if simulated else plan.tier_form.waits_for,
-        "ray_operator_namespace": spec.ray_operator_namespace or catalog.operators[operator].namespace
-        if operator == "kuberay"
-        else None,
-        "state_port": int(state.redis.rpartition(":")[2]) if state is not None and state.redis is not None else None,
-        "checkpoint": checkpoint,
-        "image": form.image,
-        "port": form.port,
-        "health_path": form.health_path,
-        "tensor_parallel": topology.tensor_parallel,
-        "pipeline_parallel": topology.pipeline_parallel,
-        "context": load.context,
-        "max_num_seqs": load.max_num_seqs,
-        "max_num_batched_tokens": load.max_num_batched_tokens,
-        "gpu_memory_utilization": load.gpu_memory_utilization,
-        "hf_overrides": plan.hf_overrides,
-        "quantize_flag": quantize.flag if quantize is not None and at_load else None,
-        "kv_cache_flag": None if load.kv_cache_dtype == "auto" else load.kv_cache_dtype,
-        "model_flags": (*flags, *_asked_flags(plan)),
-        "model_kwargs": flags_as_arguments((*flags, *_asked_flags(plan))),
-        "startup_failures": math.ceil(times.startup_s / 10),
-        "ready_s": times.ready_s,
-        "pre_stop_s": PRE_STOP_S,
-        # Several nodes end together, so each stays until requests are done.
-        "leave_s": PRE_STOP_S + form.drain_s,
-        "leave_grace_s": PRE_STOP_S + form.drain_s + 15,
-        "shm_gib": size.shm_gib,
-        "grace_s": PRE_STOP_S + form.drain_s + 15,
-        "hub_token_secret": spec.hub_token_secret,
-        "hub_token_optional": not choice.model.licence.gated,
-        "weights_claim": spec.weights.claim,
-        "weights_storage_class": spec.weights.storage_class,
-        "pod_security_level": cloud.strictest(plan, "baseline" if root else "restricted"),
-        "pod_security": _pod_security(form),
-        "container_security": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "worker_security": _container_security(plan),
-        "paths": {
-            "home": form.home,
-            "cache": f"{form.home}/.cache",
-            "hub_cache": f"{form.home}/.cache/huggingface",
-            "compile_cache": f"{form.home}/.cache/vllm",
-        },
-        "image_pull_secret": spec.image_pull_secret,
-        "text": {
-            "port": str(form.port),
-            "tensor_parallel": str(topology.tensor_parallel),
-            "pipeline_parallel": str(topology.pipeline_parallel),
-            "context": str(load.context),
-            # TGI needs room for at least one token of answer.
-            "max_input_tokens": str(load.context - 1),
-            "max_num_seqs": str(load.max_num_seqs),
-            "max_num_batched_tokens": str(load.max_num_batched_tokens),
-            "gpu_memory_utilization": str(load.gpu_memory_utilization),
-            "kv_cache_dtype": load.kv_cache_dtype,
-            "drain_s": str(form.drain_s),
-            "hf_overrides": json.dumps(plan.hf_overrides, separators=(",", ":")) if plan.hf_overrides else "",
-            "startup_s": str(times.startup_s),
-            "ready_s": str(times.ready_s),
-            "cpu": str(size.cpu),
-            "memory": f"{size.memory_gib}Gi",
-            "shm_size": f"{size.shm_gib}Gi",
-            "scratch_size": f"{size.scratch_gib}Gi",
-            "ephemeral_storage": f"{size.ephemeral_gib}Gi",
-            "gpus_per_node": str(plan.gpus_per_node),
-            "object_store_bytes": str(OBJECT_STORE_GIB * 2**30),
-        },
-    } | cloud.values(plan, labels, size)
+    return (
+        {
+            "name": plan.name,
+            "namespace": plan.namespace,
+            "model": choice.model.id,
+            "labels": labels,
+            "selector": selector,
+            "service_selector": selector | plan.tier_form.service_labels,
+            "replica_names": [f"{plan.name}-{index}" for index in range(spec.replicas)],
+            "nodes_per_replica": plan.nodes_per_replica,
+            "pod_labels": selector,
+            "worker_labels": selector | plan.tier_form.worker_labels,
+            "replicas": spec.replicas,
+            "autoscale": _autoscale(plan),
+            "several_nodes": plan.nodes_per_replica > 1,
+            "workers": nodes,
+            # Ray keeps its sockets and logs in the image's own /tmp.
+            "own_tmp": plan.tier_form.form != "ray",
+            "waits_for": None if simulated else plan.tier_form.waits_for,
+            "ray_operator_namespace": spec.ray_operator_namespace or catalog.operators[operator].namespace
+            if operator == "kuberay"
+            else None,
+            "state_port": int(state.redis.rpartition(":")[2])
+            if state is not None and state.redis is not None
+            else None,
+            "checkpoint": checkpoint,
+            "image": mirrored(form.image, spec.registry),
+            "port": form.port,
+            "health_path": form.health_path,
+            "tensor_parallel": topology.tensor_parallel,
+            "pipeline_parallel": topology.pipeline_parallel,
+            "context": load.context,
+            "max_num_seqs": load.max_num_seqs,
+            "max_num_batched_tokens": load.max_num_batched_tokens,
+            "gpu_memory_utilization": load.gpu_memory_utilization,
+            "hf_overrides": plan.hf_overrides,
+            "quantize_flag": quantize.flag if quantize is not None and at_load else None,
+            "kv_cache_flag": None if load.kv_cache_dtype == "auto" else load.kv_cache_dtype,
+            "model_flags": (*flags, *_asked_flags(plan)),
+            "model_kwargs": flags_as_arguments((*flags, *_asked_flags(plan))),
+            "load_format": "runai_streamer" if plan.weights.place == "object-store" else "safetensors",
+            "startup_period_s": _STARTUP_PERIOD_S,
+            "startup_failures": math.ceil(times.startup_s / _STARTUP_PERIOD_S),
+            "progress_s": one_pod_s,
+            "strategy": _strategy(change.way),
+            "spread": _spread(plan, selector),
+            "together": _together(selector) if spec.weights.on_one_node else None,
+            "priority_class": spec.priority_class or f"{plan.name}-server",
+            "preemption_policy": "PreemptLowerPriority"
+            if spec.cloud is not None and spec.cloud.warm_spares
+            else "Never",
+            "pre_stop_s": going.pre_stop_s,
+            # Several nodes end together, so each stays until requests are done.
+            "leave_s": going.pre_stop_s + going.drain_s,
+            "leave_grace_s": going.grace_s,
+            "drain_s": going.drain_s,
+            "shm_gib": size.shm_gib,
+            "grace_s": going.grace_s,
+            "api_key_env": form.api_key_env,
+            "api_key_secret": api_key_secret(plan),
+            "monitoring_namespace": spec.monitoring.namespace if spec.monitoring is not None else "monitoring",
+            "hub_token_secret": spec.hub_token_secret,
+            "hub_token_optional": not choice.model.licence.gated,
+            "weights_storage_class": None if spec.weights.shared else spec.weights.storage_class,
+            "pod_security_level": security_level(plan),
+            "pod_security": _pod_security(form),
+            "container_security": dict(_UNPRIVILEGED),
+            "read_only_security": _UNPRIVILEGED | {"readOnlyRootFilesystem": True},
+            "server_security": _UNPRIVILEGED | ({"readOnlyRootFilesystem": True} if spec.read_only_root else {}),
+            "worker_security": _container_security(plan),
+            "paths": {
+                "home": form.home,
+                "cache": f"{form.home}/.cache",
+                "hub_cache": f"{form.home}/.cache/huggingface",
+                "compile_cache": f"{form.home}/.cache/vllm",
+            },
+            "image_pull_secret": spec.image_pull_secret,
+            "text": {
+                "port": str(form.port),
+                "tensor_parallel": str(topology.tensor_parallel),
+                "pipeline_parallel": str(topology.pipeline_parallel),
+                "context": str(load.context),
+                # TGI needs room for at least one token of answer.
+                "max_input_tokens": str(load.context - 1),
+                "max_num_seqs": str(load.max_num_seqs),
+                "max_num_batched_tokens": str(load.max_num_batched_tokens),
+                "gpu_memory_utilization": str(load.gpu_memory_utilization),
+                "kv_cache_dtype": load.kv_cache_dtype,
+                "drain_s": str(going.drain_s),
+                "hf_overrides": json.dumps(plan.hf_overrides, separators=(",", ":")) if plan.hf_overrides else "",
+                "startup_s": str(times.startup_s),
+                # One pod after the other, where several are changed.
+                "await_s": str(one_pod_s + max(0, change.steps - 1) * (2 * going.grace_s + times.startup_s)),
+                "cpu": str(size.cpu),
+                "memory": f"{size.memory_gib}Gi",
+                "shm_size": f"{size.shm_gib}Gi",
+                "scratch_size": f"{size.scratch_gib}Gi",
+                "ephemeral_storage": f"{size.ephemeral_gib}Gi",
+                "gpus_per_node": str(plan.gpus_per_node),
+                "object_store_bytes": str(OBJECT_STORE_GIB * 2**30),
+            },
+        }
+        | cloud.values(plan, labels, size, catalog.versions.placeholder_image)
+        | weights.values(plan, labels, size)
+        | monitoring.values(plan, form, labels)
+    )
+
+
+_UNPRIVILEGED: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def api_key_secret(plan: Plan) -> str | None:
+    """The Secret with the key of the API: the stack's own name for it, or one for each serial; None without a key."""
+    spec: StackSpec = plan.spec
+    if not spec.api_key:
+        return None
+    return spec.api_key_secret or f"{plan.name}-api-key-{spec.api_key_serial}"
+
+
+def security_level(plan: Plan) -> str:
+    """The Pod Security level of the namespace: as strict as engine, fabric and volumes allow."""
+    level = "baseline" if form_of(plan).user_id == 0 else "restricted"
+    return cloud.strictest(plan, "privileged" if plan.spec.weights.host_path is not None else level)
+
+
+def _strategy(way: str) -> dict[str, Any]:
+    """How a Deployment is changed."""
+    if way == "recreate":
+        return {"type": "Recreate"}
+    surge = int(way == "surge")
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge}}
+
+
+def _spread(plan: Plan, selector: dict[str, str]) -> list[dict[str, Any]]:
+    """Replicas over zones, and over nodes where that takes no further machine. A wish: no pod waits for it."""
+    spec = plan.spec
+    if spec.replicas_at_most < 2 or plan.nodes_per_replica > 1 or spec.weights.on_one_node:
+        return []
+    keys = []
+    if spec.cloud is None or len(spec.cloud.zones) != 1:
+        keys.append("topology.kubernetes.io/zone")
+    if plan.pool is None or plan.pool.machines_at_most - plan.pool.spares > 1:
+        keys.append("kubernetes.io/hostname")
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector},
+            # Counted are the pods of one roll-out: those that go must not push the next ones together.
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in keys
+    ]
+
+
+def _together(selector: dict[str, str]) -> dict[str, Any]:
+    """All pods on one node; the first one chooses it."""
+    term = {"labelSelector": {"matchLabels": selector}, "topologyKey": "kubernetes.io/hostname"}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
 def _asked_flags(plan: Plan) -> tuple[str, ...]:
@@ -142,24 +224,38 @@ def _asked_flags(plan: Plan) -> tuple[str, ...]:
 
 
 def _autoscale(plan: Plan) -> dict[str, Any] | None:
-    """What scales a Deployment: the requests that a replica is good for, and the time that one takes to load."""
+    """What scales a Deployment: the requests that a replica is good for, its cache, and the time it takes to load."""
     scale = plan.spec.autoscale
     # Simulated servers have no metrics, and nothing there would read them.
     if scale is None or (plan.cloud is not None and plan.cloud.simulated):
         return None
-    selector = f'{{namespace="{plan.namespace}", pod=~"{plan.name}-.*"}}'
+    metrics = form_of(plan).metrics
+    own = monitoring.own(plan)
     good_for = plan.throughput.concurrency if plan.throughput is not None else int(plan.memory.max_concurrency_low)
-    load_s = plan.timeouts.download_s + plan.timeouts.load_s
+    # Another replica is on its way before the ones that serve are full.
+    enough = str(max(1, int(0.8 * good_for)))
+    in_flight = " + ".join(f"sum({gauge}{own})" for gauge in metrics.in_flight)
+    triggers = [{"name": "requests-in-flight", "kind": "AverageValue", "query": in_flight, "threshold": enough}]
+    if metrics.kv_cache is not None:
+        triggers.append(
+            {"name": "kv-cache", "kind": "Value", "query": f"avg({metrics.kv_cache}{own})", "threshold": "0.8"}
+        )
+    if scale.activation_query is not None:
+        triggers.append(
+            {"name": "waiting-outside", "kind": "AverageValue", "query": scale.activation_query, "threshold": enough}
+        )
+    load_s = plan.timeouts.again_s
     return {
-        "min": scale.min,
+        "to_zero": scale.min == 0,
+        "min": max(1, scale.min),
         "max": scale.max,
         "prometheus": scale.prometheus,
-        "query": " + ".join(f"sum({gauge}{selector})" for gauge in form_of(plan).in_flight),
-        # Another replica is on its way before the ones that serve are full.
-        "threshold": str(max(1, int(0.8 * good_for))),
-        # The longest that the HPA's policies may look back is half an hour.
+        "triggers": triggers,
+        # The HPA looks back half an hour at most in its policies, and an hour for calm.
         "load_s": min(load_s, 1800),
         "calm_s": min(max(600, 2 * load_s), 3600),
+        "cooldown_s": max(600, 2 * load_s),
+        "first_s": plan.timeouts.ready_s,
     }
 
 

@@ -105,7 +105,7 @@ def build(plan: ServingPlan) -> Application:
     from ray.serve.llm.ingress import make_fastapi_ingress
 
     import modelstacks_ray
-    from modelstacks_ray.ingress import ENDPOINTS, Ingress
+    from modelstacks_ray.ingress import ENDPOINTS, Ingress, guarded_app
     from modelstacks_ray.server import PlannedServer
 
     # Each node has its own mount, which may be older for a minute: what was read here goes to all of them.
@@ -120,7 +120,9 @@ def build(plan: ServingPlan) -> Application:
     )
     card: dict[str, Any] = {"id": plan.model, "object": "model", "owned_by": "modelstacks"}
     card["max_model_len"] = plan.engine_kwargs.get("max_model_len")
-    ingress: Any = serve.deployment(make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS), **ingress_options(plan))
+    ingress: Any = serve.deployment(
+        make_fastapi_ingress(Ingress, endpoint_map=ENDPOINTS, app=guarded_app()), **ingress_options(plan)
+    )
     application: Application = ingress.bind(llm_deployments={plan.model: engine}, model_cards={plan.model: card})
     return application
 

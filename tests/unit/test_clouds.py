@@ -8,6 +8,7 @@ from modelstacks import render, spec
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput
 from modelstacks.plan import Plan, plan
+from modelstacks.plan.rollout import rollout
 
 CATALOG = Catalog()
 RESERVED = {"reservation": "cr-0123456789abcdef0"}
@@ -153,7 +154,10 @@ def test_a_pool_may_hold_what_the_replicas_use_and_no_more(
     (pool,) = [m for m in manifests if m["kind"] == "NodePool"]
     assert pool["spec"]["limits"] == {"nvidia.com/gpu": str(most)}
     (quota,) = [m for m in manifests if m["kind"] == "ResourceQuota"]
-    assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": str(most)}
+    change = rollout(decided)
+    surge = change.needed_gpus if change.comes_first else 0
+    assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": str(most + surge)}
+    assert surge == (1 if cloud.get("warmSpares") else 0), "a spare's place is where the next replica comes first"
 
 
 def test_limits_follow_the_most_that_an_autoscaler_may_ask_for() -> None:

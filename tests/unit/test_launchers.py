@@ -149,8 +149,8 @@ def test_the_page_says_how_a_replica_changes_and_is_lost() -> None:
     """GPUs, minutes, and the key that would let a second cluster in."""
     decided = decide(replicas=2)
     page = review.page(decided, render.render(decided, CATALOG), "r1", CATALOG)
-    assert "modelstacks:cloud.limitGpus: 64 would let it" in page
-    assert rollout(decided).needed_nodes == 4
+    assert "modelstacks:cloud.limitGpus: 64 would let the next come first" in page
+    assert rollout(decided).needed_gpus == 32
     assert "`headRecovery` keeps its state" in page
     kept = decide(headRecovery={"storageClass": "gp3"})
     assert "a Redis of its own on gp3" in review.page(kept, render.render(kept, CATALOG), "r1", CATALOG)
@@ -174,10 +174,13 @@ def test_a_heads_state_is_kept_where_the_stack_says() -> None:
         "redisAddress": "redis.state.svc:6380",
         "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}},
     }
-    assert [{"protocol": "TCP", "port": 6380}] in [
-        e.get("ports") for e in one(there, "NetworkPolicy")["spec"]["egress"]
-    ]
+    assert [{"protocol": "TCP", "port": 6380}] in [e.get("ports") for e in policy_of(there)["spec"]["egress"]]
     assert "gcsFaultToleranceOptions" not in one(manifests(), "RayService")["spec"]["rayClusterConfig"]
+
+
+def policy_of(found: list[Manifest]) -> Manifest:
+    """The NetworkPolicy of the servers, not the namespace's own."""
+    return one([m for m in found if m["metadata"]["name"] != "default-deny"], "NetworkPolicy")
 
 
 def reaches(policy: Manifest, namespace: str, pod: dict[str, str], port: int, **space: str) -> bool:
@@ -208,7 +211,7 @@ RAY_PORTS = (6379, 8265, 10001, 52365, 8080, 8076, 10002, 19999, 29501, 45123)
 @pytest.mark.parametrize("launcher", ["ray-serve", "leader-worker-set"])
 def test_rays_ports_are_closed_to_all_but_the_stack(launcher: str) -> None:
     """Read by an evaluator: clients reach the API alone, the operator the dashboard alone, from its own namespace."""
-    policy = one(manifests(launcher=launcher), "NetworkPolicy")
+    policy = policy_of(manifests(launcher=launcher))
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     for port in RAY_PORTS:
         assert reaches(policy, "r1", STACK_POD, port)
@@ -223,9 +226,11 @@ def test_rays_ports_are_closed_to_all_but_the_stack(launcher: str) -> None:
         assert reaches(policy, "ray-system", OPERATOR, port) == (launcher == "ray-serve" and port == 8265)
         assert not reaches(policy, "ray-system", {"app": "other"}, port)
     assert reaches(policy, "apps", {}, 8000, **{"modelstacks.dev/client": "true"})
-    assert reaches(policy, "r1", {"app": "client"}, 8000)
+    assert reaches(policy, "r1", {"modelstacks.dev/client": "true"}, 8000)
+    assert not reaches(policy, "r1", {"app": "client"}, 8000)
     assert not reaches(policy, "default", {}, 8000)
-    moved = one(manifests(rayOperatorNamespace="operators"), "NetworkPolicy")
+    assert reaches(policy, "monitoring", {}, 8000), "Prometheus reads the metrics"
+    moved = policy_of(manifests(rayOperatorNamespace="operators"))
     assert reaches(moved, "operators", OPERATOR, 8265)
     assert not reaches(moved, "ray-system", OPERATOR, 8265)
 
