@@ -85,7 +85,8 @@ class Imitation:
                 f"This model's maximum context length is {most} tokens, the prompt has {length} and {asked} were asked "
                 "for: shorten one of them."
             )
-        if self.settings.max_queued is not None and self.waiting >= self.settings.max_queued:
+        queued = self.settings.max_queued
+        if queued is not None and self.running + self.waiting >= self.settings.max_num_seqs + queued:
             raise TooMany(f"{self.waiting} requests are waiting already, which is the limit")
         return length, asked
 

@@ -41,6 +41,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--token-s", type=float, default=0.02)
     parser.add_argument("--kv-tokens", type=int)
     parser.add_argument("--dies-after", type=int, help="requests after which the engine is dead")
+    parser.add_argument(
+        "--faster", type=float, default=1.0, help="how many times faster its clock goes than a real one"
+    )
     parser.add_argument("--fail", choices=sorted(FAILURES), help="end at start with these words")
     parser.add_argument("args", nargs="*")
     given = parser.parse_args(arguments)
@@ -51,14 +54,14 @@ def main(arguments: list[str]) -> int:
         print(f"{given.engine}: error: {error}", file=sys.stderr)
         return 2
     for shard in range(1, _SHARDS + 1):
-        time.sleep(given.load_s / _SHARDS)
+        time.sleep(given.load_s / given.faster / _SHARDS)
         share = 100 * shard // _SHARDS
         print(f"Loading safetensors checkpoint shards: {share:3}% Completed | {shard}/{_SHARDS}", file=sys.stderr)
         if given.fail is not None and shard == _SHARDS // 2:
             print(FAILURES[given.fail], file=sys.stderr)
             return 1
     port = started.port if given.listen is None else given.listen
-    asyncio.run(_serve(started.engine, Imitation(started.settings), port, started.drain_s))
+    asyncio.run(_serve(started.engine, Imitation(started.settings), port, started.drain_s / given.faster))
     return 0
 
 
@@ -66,9 +69,9 @@ async def _serve(engine: str, core: Imitation, port: int, drain_s: float) -> Non
     key = os.environ.get("VLLM_API_KEY" if engine == "vllm" else "API_KEY") or None
     app = Server(engine, core, Measures(engine, core), key).app()
     # Told to end, it listens no more and waits for the requests that run, as long as the engine would.
-    config = uvicorn.Config(
-        app, host=HOST, port=port, log_level="warning", timeout_graceful_shutdown=int(drain_s), lifespan="off"
-    )
+    config = uvicorn.Config(app, host=HOST, port=port, log_level="warning", lifespan="off")
+    # Declared for whole seconds, and handed on to asyncio, which takes parts of them.
+    config.timeout_graceful_shutdown = drain_s  # type: ignore[assignment]
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started and not serving.done():
