@@ -23,7 +23,18 @@ _EVERY_S = 10.0
 # Later it reads more rarely: a large cluster has much to list, and what is wrong was said early.
 _SLOWER = 1.3
 _AT_MOST_S = 60.0
-_WORTH_SAYING = ("pool", "nodes", "workload", "pods", "quota", "operators", "gpu-software", "webhooks")
+_WORTH_SAYING = (
+    "pool",
+    "nodes",
+    "workload",
+    "pods",
+    "quota",
+    "weights",
+    "scaling",
+    "operators",
+    "gpu-software",
+    "webhooks",
+)
 
 
 def start(decided: Plan, manifests: list[Manifest], catalog: Catalog, say: Callable[[str], None]) -> None:

@@ -19,16 +19,6 @@ from typing import Any
 from modelstacks.local import ports
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((ports.HOST, 0))
-        found: int = probe.getsockname()[1]
-        return found
-
-
 class Kubelet:
     """One pod: `ready` is what its Service would see, `restarts` and `log` what `kubectl describe` would show."""
 
@@ -43,7 +33,7 @@ class Kubelet:
     ) -> None:
         (self.container,) = (c for c in pod_spec["containers"] if c["name"] == "server")
         self.grace_s = pod_spec["terminationGracePeriodSeconds"] / faster
-        self.port = free_port()
+        self.port = ports.a_free_one()
         self.ready = False
         self.started = False
         self.restarts = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -283,12 +284,20 @@ class Versions(Row):
     @model_validator(mode="before")
     @classmethod
     def _name_the_engines(cls, data: dict[str, Any]) -> dict[str, Any]:
-        engines = {
-            engine: {form: {"engine": engine, **row} for form, row in forms.items()}
-            for engine, forms in data.get("engines", {}).items()
-        }
-        tiers = {
-            tier: {name: {"launcher": name, **row} for name, row in forms.items()}
-            for tier, forms in data.get("tiers", {}).items()
-        }
-        return {**data, "engines": engines, "tiers": tiers}
+        def told(groups: Any, tell: Callable[[str, str], dict[str, str]]) -> Any:
+            """Each row told its own name or that of its group; what is no row is left for validation to refuse."""
+            if not isinstance(groups, dict):
+                return groups
+            return {
+                group: {
+                    name: {**tell(group, name), **row} if isinstance(row, dict) else row for name, row in rows.items()
+                }
+                if isinstance(rows, dict)
+                else rows
+                for group, rows in groups.items()
+            }
+
+        engines = told(data.get("engines"), lambda group, _: {"engine": group})
+        tiers = told(data.get("tiers"), lambda _, name: {"launcher": name})
+        named = {"engines": engines, "tiers": tiers}
+        return {**data, **{key: rows for key, rows in named.items() if rows is not None}}

@@ -296,6 +296,8 @@ def try_(
     place = question.decided.places[0]
     cluster = access.connect(place.spec.kubeconfig, place.spec.kube_context)
     target = trial.target(cluster, place)
+    # Nobody behind the port is told before a question is asked of it.
+    forward.get(cluster, place.namespace, target.pod, target.port, target.health_path)
     listener = forward.Listener(cluster, place.namespace, target.pod, target.port, keep or 0)
     if not as_json:
         typer.echo(f"http://{forward.HOST}:{listener.port}/v1 is pod {target.pod}", err=True)

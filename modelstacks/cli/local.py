@@ -77,6 +77,21 @@ def ray(
 
 
 @local_app.command()
+def serve(
+    stack: Annotated[str, typer.Argument(help="A stack that is up on the embedded cluster.")] = "quickstart",
+    load_s: Annotated[float, typer.Option(min=0, help="Seconds that loading takes.")] = 2.0,
+    token_s: Annotated[float, typer.Option(min=0, help="Seconds of an output token.")] = 0.02,
+) -> None:
+    """Put a server that answers as the stack's engine does behind its simulated pods, until interrupted.
+
+    It runs with the container's own arguments and key; `modelstacks try STACK --local` and `status --local` reach it.
+    """
+    from modelstacks.local import serving
+
+    serving.serve(project.root(), stack, _Progress(), load_s=load_s, token_s=token_s)
+
+
+@local_app.command()
 def down() -> None:
     """Stop the cluster and every local Ray, and remove their state; the toolchain cache stays."""
     from modelstacks.local import cluster

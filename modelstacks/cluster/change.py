@@ -77,7 +77,7 @@ def _restarts(cluster: Cluster, manifest: Manifest, there: dict[str, Manifest]) 
     except ApiError:
         # What the server refuses is said by the real apply; a fixed field means that everything is made anew.
         return True
-    return _pods(after) != _pods(live)
+    return bool(_pods(after) != _pods(live))
 
 
 def _pods(workload: Manifest) -> Any:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from modelstacks.catalog import Catalog
-from modelstacks.cluster import access, admission, drift, namespace, nodes, pods, pool, software
+from modelstacks.cluster import access, admission, drift, namespace, nodes, pods, pool, scaling, software
 from modelstacks.cluster.connection import Cluster, Manifest
 from modelstacks.cluster.findings import Finding, in_order, note, problem, warning
 from modelstacks.cluster.snapshot import Snapshot, plural, read
@@ -15,6 +15,8 @@ from modelstacks.plan import Plan
 
 # The oldest Kubernetes whose objects the templates use: lifecycle.preStop.sleep is on by default from 1.30.
 _OLDEST_MINOR = 30
+# Image volumes are beta and on by default from 1.35 (kubernetes PR 135195).
+_IMAGE_VOLUMES_MINOR = 35
 
 
 def look(cluster: Cluster, plan: Plan | None, manifests: list[Manifest], catalog: Catalog) -> list[Finding]:
@@ -25,7 +27,7 @@ def look(cluster: Cluster, plan: Plan | None, manifests: list[Manifest], catalog
 
 def examine(snapshot: Snapshot, plan: Plan | None, manifests: list[Manifest], catalog: Catalog) -> list[Finding]:
     """Every finding of one reading, problems first."""
-    found = [*_version(snapshot), *_readable(snapshot)]
+    found = [*_version(snapshot, plan), *_readable(snapshot)]
     found += _checked("operators", lambda: software.examine(snapshot, plan, catalog))
     if plan is None:
         return in_order([*found, *_checked("nodes", lambda: nodes.overview(snapshot))])
@@ -39,6 +41,8 @@ def examine(snapshot: Snapshot, plan: Plan | None, manifests: list[Manifest], ca
     if plan.pool is None and (plan.cloud is None or not plan.cloud.makes_nodes):
         found += _checked("nodes", lambda: nodes.examine(snapshot, plan, wanted))
     found += _checked("workload", lambda: drift.examine(snapshot, plan, manifests))
+    found += _checked("weights", lambda: pods.weights(snapshot, plan))
+    found += _checked("scaling", lambda: scaling.examine(snapshot, plan))
     found += _checked("pods", lambda: pods.examine(snapshot, plan))
     return in_order(found)
 
@@ -81,13 +85,17 @@ def preflight(cluster: Cluster, plan: Plan, manifests: list[Manifest], catalog: 
 _ASIDE = ("definitions", "helm_releases", "operator_claims", "rayclusters", "priorityclasses")
 
 
-def _version(snapshot: Snapshot) -> list[Finding]:
+def _version(snapshot: Snapshot, plan: Plan | None) -> list[Finding]:
     parts = snapshot.version.removeprefix("v").split(".")
     if len(parts) < 2 or not parts[1].isdigit():
         return []
     if int(parts[1]) < _OLDEST_MINOR:
         text = f"Kubernetes {snapshot.version} is older than 1.{_OLDEST_MINOR}, which the servers' preStop hooks need"
         return [problem("access", text, "upgrade the cluster")]
+    if plan is not None and plan.weights.place == "image" and int(parts[1]) < _IMAGE_VOLUMES_MINOR:
+        text = f"Kubernetes {snapshot.version} has image volumes off: they are on from 1.{_IMAGE_VOLUMES_MINOR}"
+        mend = "turn the gate ImageVolume on (from 1.33), or keep weights in a volume: modelstacks:weights"
+        return [problem("access", text, mend)]
     return [note("access", f"{snapshot.host} answers: Kubernetes {snapshot.version}")]
 
 

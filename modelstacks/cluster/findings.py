@@ -11,7 +11,7 @@ Level = Literal["problem", "warning", "note"]
 # The order in which a person should look: without access nothing else can be known, and so on.
 CHECKS = (
     "access", "permissions", "apis", "operators", "gpu-software", "namespace", "secrets", "storage", "quota",
-    "webhooks", "pool", "nodes", "workload", "pods",
+    "webhooks", "pool", "nodes", "weights", "workload", "scaling", "pods",
 )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def get(cluster: Cluster, namespace: str, pod: str, port: int, path: str) -> str
             answer = connection.getresponse()
             body = answer.read().decode(errors="replace")
         except (OSError, http.client.HTTPException) as error:
-            raise ClusterError(f"pod {pod} does not answer on port {port}: {error or type(error).__name__}") from None
+            # The kubelet opens a tunnel before it knows whether anybody listens at its end.
+            raise ClusterError(f"nothing in pod {pod} answers on port {port} ({type(error).__name__})") from None
     if answer.status != 200:
         raise ClusterError(f"pod {pod} answers {path} with HTTP {answer.status}")
     return body
@@ -90,7 +91,8 @@ class Listener:
             threading.Thread(target=self._carry, args=(accepted,), daemon=True, name="forwarded").start()
 
     def _carry(self, near: socket.socket) -> None:
-        with contextlib.suppress(ClusterError, OSError), near, connect(*self._target) as far:
+        # The client's end of a tunnel is like a socket, and no context manager.
+        with contextlib.suppress(ClusterError, OSError), near, contextlib.closing(connect(*self._target)) as far:
             far.settimeout(None)
             ends: dict[Any, Any] = {near: far, far: near}
             while True:

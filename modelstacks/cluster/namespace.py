@@ -13,6 +13,7 @@ from modelstacks.cluster.pods import events_of
 from modelstacks.cluster.snapshot import Snapshot, labels_of
 from modelstacks.plan import Plan
 from modelstacks.render.cloud import LEVELS
+from modelstacks.render.values import api_key_secret
 
 _ENFORCE = "pod-security.kubernetes.io/enforce"
 
@@ -21,6 +22,7 @@ def examine(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], wanted: l
     """Everything in the namespace that pods of the stack depend on."""
     found = _namespace(snapshot, plan, manifests)
     found += _hub_token(snapshot, plan)
+    found += _api_key(snapshot, plan)
     found += _pull_secret(snapshot, plan, wanted)
     return found + _storage(snapshot, plan)
 
@@ -55,7 +57,30 @@ def _namespace(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> lis
     return found
 
 
+def _api_key(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    """The Secret with the API's key, without which no server starts."""
+    name = api_key_secret(plan)
+    if name is None or not snapshot.can_read("secrets"):
+        return []
+    own = plan.spec.api_key_secret is None
+    deployed = any((kind, key) in snapshot.own for kind, key in snapshot.own if kind == plan.tier_form.kind)
+    mend = f"pulumi up --refresh -s {plan.stack}" if own else _make(plan, f"generic {name}").replace(
+        "ARGUMENTS", "--from-literal=key=KEY"
+    )  # fmt: skip
+    secret = snapshot.named("secrets", name)
+    if secret is None:
+        # Before the first `up` nobody has made it yet.
+        return (
+            [problem("secrets", f"there is no Secret {name} with the API's key", mend)] if deployed or not own else []
+        )
+    if not (secret.get("data") or {}).get("key"):
+        return [problem("secrets", f"Secret {name} has no key `key`, which servers read", mend)]
+    return []
+
+
 def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    if plan.weights.fetched_from != "hub":
+        return []
     name, gated = plan.spec.hub_token_secret, plan.choice.model.licence.gated
     by_hand = _make(plan, f"generic {name}").replace("ARGUMENTS", "--from-literal=token=TOKEN")
     stack = f" -s {plan.stack}" if plan.stack else ""

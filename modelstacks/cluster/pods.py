@@ -32,6 +32,49 @@ def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     return found
 
 
+def weights(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    """The Job that fetches weights: why it failed, in its own last words, or how it stands."""
+    found = []
+    for job in snapshot.here("jobs"):
+        if labels_of(job).get("app.kubernetes.io/instance") != f"{plan.name}-weights":
+            continue
+        name = job["metadata"]["name"]
+        failed = condition(job, "Failed")
+        pods = [p for p in snapshot.here("pods") if labels_of(p).get("batch.kubernetes.io/job-name") == name]
+        words = next((said for pod in pods if (said := _last_words(pod))), "")
+        logs = f"kubectl -n {plan.namespace} logs job/{name}"
+        if failed.get("status") == "True":
+            why = words or failed.get("message") or failed.get("reason")
+            mend = f"mend what it names, then kubectl -n {plan.namespace} delete job {name}; pulumi up --refresh -s "
+            found.append(problem("weights", f"Job {name} failed: {why}", mend + (plan.stack or plan.name), name))
+        elif condition(job, "Complete").get("status") != "True":
+            tries = (job.get("status") or {}).get("failed", 0)
+            text = f"Job {name} fetches the weights" + (f", {tries} tries failed: {words}" if tries else "")
+            found.append((warning if tries else note)("weights", text, logs, name))
+            for pod in pods:
+                if not is_ready(pod) and (pod.get("status") or {}).get("phase") == "Pending":
+                    found += _pod(snapshot, plan, pod)
+    return found
+
+
+def _last_words(pod: Manifest) -> str:
+    """The last line that a container which ended left with its pod."""
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated")
+        if ended and ended.get("exitCode") and ended.get("message"):
+            return str(ended["message"]).strip().splitlines()[-1]
+    return ""
+
+
+def leaving(snapshot: Snapshot, plan: Plan) -> list[Manifest]:
+    """The stack's GPU pods that are told to go and still finish their requests."""
+    return [
+        pod
+        for pod in snapshot.here("pods")
+        if labels_of(pod).get("app.kubernetes.io/instance") == plan.name and pod["metadata"].get("deletionTimestamp")
+    ]
+
+
 def own_pods(snapshot: Snapshot, plan: Plan) -> list[Manifest]:
     """The stack's pods that are not on their way out."""
     return [
@@ -61,12 +104,13 @@ def events_of(snapshot: Snapshot, kind: str, name: str, uid: str | None = None) 
 def _refused_pods(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     """Pods that the API server did not let in: quotas, limits, Pod Security, webhooks."""
     found = []
+    going = leaving(snapshot, plan)
     for owner in snapshot.here("replicasets"):
         if labels_of(owner).get("app.kubernetes.io/instance") != plan.name:
             continue
         failure = condition(owner, "ReplicaFailure")
         if failure.get("status") == "True":
-            found.append(_refusal(str(failure.get("message", "")), plan))
+            found.append(_refusal(str(failure.get("message", "")), plan, going))
     for event in snapshot.of("events"):
         about = event.get("involvedObject") or {}
         ours = about.get("kind") == "RayCluster" and str(about.get("name", "")).startswith(plan.name)
@@ -77,12 +121,16 @@ def _refused_pods(snapshot: Snapshot, plan: Plan) -> list[Finding]:
             and str(about.get("name", "")).startswith(plan.name)
         )
         if ours and event.get("reason") in ("FailedToCreatePod", "FailedToCreateWorkerPod", "FailedCreate"):
-            found.append(_refusal(str(event.get("message", "")), plan))
+            found.append(_refusal(str(event.get("message", "")), plan, going))
     return found
 
 
-def _refusal(message: str, plan: Plan) -> Finding:
+def _refusal(message: str, plan: Plan, going: list[Manifest]) -> Finding:
     space = plan.namespace
+    if "exceeded quota" in message and going:
+        names = ", ".join(pod["metadata"]["name"] for pod in going)
+        text = f"the next pod waits until {names} has given its GPUs back, at most {plan.leaving.grace_s} s"
+        return note("workload", text, f"kubectl -n {space} get pods")
     if "exceeded quota" in message or "failed quota" in message:
         mend = f"kubectl -n {space} describe resourcequota; raise it, or ask for fewer replicas"
     elif "violates PodSecurity" in message:
@@ -208,6 +256,11 @@ def _unplaced(snapshot: Snapshot, plan: Plan, pod: Manifest, placed: dict[str, s
     by = {source(event): str(event.get("message", "")) for event in reversed(events)}
     reason = str(placed.get("message") or placed.get("reason") or "no reason given").partition(" preemption:")[0]
     reason = reason.replace(" no new claims to deallocate,", "")
+    going = leaving(snapshot, plan)
+    if going and "Insufficient" in reason:
+        names = ", ".join(one["metadata"]["name"] for one in going)
+        text = f"pod {name} waits until {names} has given its GPUs back, at most {plan.leaving.grace_s} s"
+        return note("pods", text, f"kubectl -n {plan.namespace} get pods", name)
     waits = next((m for m in by.values() if m.startswith("Pod should schedule on")), None)
     if waits is not None and "karpenter" in by:
         return note("pods", f"pod {name} waits for its node: {waits}", "kubectl get nodeclaims", name)
@@ -245,6 +298,9 @@ def _container(snapshot: Snapshot, plan: Plan, pod: str, container: Manifest) ->
             (str(e.get("message")) for e in events_of(snapshot, "Pod", pod) if e.get("reason") == "Failed"), message
         )
         return [_pull(plan, pod, str(container.get("image")), newest)]
+    if "read-only file system" in message or "read-only file system" in str(last.get("message", "")):
+        text = f"pod {pod}: the container runtime's own hooks need to write to its root file system"
+        return [problem("pods", text, "modelstacks:readOnlyRoot: false", pod)]
     if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
         return [
             problem("pods", f"pod {pod}: {reason}: {message}", f"kubectl -n {plan.namespace} describe pod {pod}", pod)

@@ -126,12 +126,7 @@ def _change(snapshot: Snapshot, plan: Plan, workloads: list[Manifest]) -> str | 
         updated, old = status.get("updatedReplicas", 0), status.get("replicas", 0) - status.get("updatedReplicas", 0)
         if old > 0 or updated < wanted:
             found.append(f"{updated} of {wanted} pods are new, {old} old")
-    leaving = [
-        pod
-        for pod in snapshot.here("pods")
-        if labels_of(pod).get("app.kubernetes.io/instance") == plan.name and pod["metadata"].get("deletionTimestamp")
-    ]
-    for pod in leaving:
+    for pod in pods.leaving(snapshot, plan):
         found.append(f"{pod['metadata']['name']} finishes its requests, for at most {minutes(plan.leaving.grace_s)}")
     return "; ".join(found) or None
 

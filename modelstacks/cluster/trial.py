@@ -27,6 +27,7 @@ class Target:
     pod: str
     port: int
     model: str
+    health_path: str
     secret: str | None
     key: str | None = field(repr=False)
 
@@ -78,7 +79,8 @@ def target(cluster: Cluster, plan: Plan) -> Target:
             )
         key = base64.b64decode(data["key"]).decode(errors="replace")
     # TGI takes any name and is known by its checkpoint's.
-    return Target(ready[0], form_of(plan).port, plan.choice.model.id, secret, key)
+    form = form_of(plan)
+    return Target(ready[0], form.port, plan.choice.model.id, form.health_path, secret, key)
 
 
 def ask(target: Target, port: int, prompt: str, max_tokens: int, say: Callable[[str], None] | None) -> Answered:

@@ -60,12 +60,15 @@ def up(layout: Layout, machines: Iterable[nodes.Machine], report: Report, withou
     """
     programs = toolchain.ensure(toolchain.CLUSTER, layout.cache, report)
     definitions = toolchain.crds(list(toolchain.CRDS), layout.cache, report)
+    simulation, stages = (toolchain.crds([name], layout.cache, report) for name in toolchain.SIMULATION)
     table = json.dumps(nodes.instance_types(machines, without), indent=1)
     with _locked(layout, report):
         began = time.monotonic()
         same_machines = layout.instance_types.exists() and layout.instance_types.read_text() == table
         alive = control_plane.alive(layout, programs)
         keep = alive.issuperset(CONTROL_PLANE) and ports.as_fixed(layout.ports) and api.answers(layout, programs)
+        # One that was made otherwise, by an older version, is started again with its data.
+        keep = keep and control_plane.is_current(layout, programs)
         if keep and same_machines and alive.issuperset(OPERATORS) and _marker(layout).exists():
             report("already up")
             return
@@ -76,7 +79,7 @@ def up(layout: Layout, machines: Iterable[nodes.Machine], report: Report, withou
         else:
             control_plane.start(layout, programs, report)
         report("applying the Karpenter and KubeRay definitions and the system nodes")
-        operators.define(layout, programs, definitions)
+        operators.define(layout, programs, definitions, simulation, stages)
         layout.instance_types.write_text(table)
         operators.start(layout, programs, report)
         _marker(layout).touch()

@@ -20,6 +20,7 @@ from modelstacks.local.layout import Layout
 Report = Callable[[str], None]
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok-controller")
 OPERATORS = ("karpenter-kwok", "kuberay-operator")
+_SIMULATION_KINDS = ("Stage", "ClusterPortForward", "PortForward", "ClusterLogs", "Logs")
 # kwokctl is among the processes to stop: an interrupted `up` may have left one at work.
 PROCESSES = (*CONTROL_PLANE, *OPERATORS, "kwokctl")
 
@@ -66,7 +67,7 @@ def _create(layout: Layout, programs: dict[str, Path], report: Report) -> None:
     (layout.kwok_cluster / "kwok.yaml").unlink(missing_ok=True)
     for folder in ("pids", "bin"):
         shutil.rmtree(layout.kwok_cluster / folder, ignore_errors=True)
-    config = layout.cluster / "kwokctl.yaml"
+    config = _config_file(layout)
     config.write_text(yaml.safe_dump(_kwokctl_config(listen, programs)))
     command = [
         str(programs["kwokctl"]),
@@ -117,6 +118,19 @@ def _wait_while_etcd_runs(layout: Layout, kwokctl: subprocess.Popen[bytes]) -> N
             kwokctl.wait(0.2)
 
 
+def _config_file(layout: Layout) -> Path:
+    return layout.cluster / "kwokctl.yaml"
+
+
+def is_current(layout: Layout, programs: dict[str, Path]) -> bool:
+    """The cluster was made with today's options."""
+    try:
+        made = yaml.safe_load(_config_file(layout).read_text())
+        return bool(made == _kwokctl_config(ports.remembered(layout.ports), programs))
+    except (OSError, KeyError, yaml.YAMLError):
+        return False
+
+
 def _kwokctl_config(listen: dict[str, int], programs: dict[str, Path]) -> dict[str, Any]:
     return {
         "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
@@ -137,6 +151,11 @@ def _kwokctl_config(listen: dict[str, int], programs: dict[str, Path]) -> dict[s
             "kubeControllerManagerPort": listen["kube-controller-manager"],
             "kubeSchedulerPort": listen["kube-scheduler"],
             "kwokControllerPort": listen["kwok"],
+            # How simulated pods live, what answers for them and what they log are objects that can be changed.
+            "enableCRDs": list(_SIMULATION_KINDS),
+            # A restarted KWOK waits for the leases of the one before, which kwokctl makes five times as long: minutes,
+            # by default, in which no pod becomes ready.
+            "nodeLeaseDurationSeconds": 2,
         },
     }
 

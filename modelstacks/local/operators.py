@@ -18,8 +18,17 @@ from modelstacks.local.layout import Layout
 _SPAWN_S = 2
 
 
-def define(layout: Layout, programs: dict[str, Path], definitions: Sequence[Path]) -> None:
-    """Bring in the custom resource definitions, the node class and the system nodes; returns when all are ready."""
+def define(
+    layout: Layout,
+    programs: dict[str, Path],
+    definitions: Sequence[Path],
+    simulation: Sequence[Path],
+    stages: Sequence[Path],
+) -> None:
+    """Bring in the custom resource definitions, the node class and the system nodes; returns when all are ready.
+
+    `simulation` are KWOK's own definitions, `stages` what lets simulated pods and nodes live.
+    """
     kubectl = programs["kubectl"]
     server_side = ["apply", "--server-side", "--force-conflicts", "--field-manager=modelstacks-local"]
     files = [argument for file in definitions for argument in ("-f", str(file))]
@@ -28,7 +37,9 @@ def define(layout: Layout, programs: dict[str, Path], definitions: Sequence[Path
     # Server-side apply takes twice as long as a plain create (3 s of 6 for KubeRay's 3 MB), so it is for repairs.
     if api.kubectl(layout, kubectl, ["create", "--validate=false", *files], check=False).returncode != 0:
         api.insist(layout, kubectl, [*server_side, *files])
+    api.insist(layout, kubectl, [*server_side, *(argument for file in simulation for argument in ("-f", str(file)))])
     api.insist(layout, kubectl, ["wait", "--for=condition=Established", "crd", "--all", wait])
+    api.insist(layout, kubectl, [*server_side, *(argument for file in stages for argument in ("-f", str(file)))])
     api.insist(layout, kubectl, [*server_side, "-f", "-"], text=yaml.safe_dump_all(nodes.always_there()))
     api.insist(layout, kubectl, ready)
 

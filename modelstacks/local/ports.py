@@ -40,6 +40,14 @@ def is_free(port: int) -> bool:
         return True
 
 
+def a_free_one() -> int:
+    """Some port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def remembered(path: Path) -> dict[str, int]:
     """The ports chosen earlier, or nothing if there is no readable choice."""
     try:

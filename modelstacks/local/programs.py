@@ -126,10 +126,21 @@ PROGRAMS = {
 CLUSTER = tuple(name for name in PROGRAMS if name != "pulumi")
 
 CRDS = {
-    "karpenter": ("karpenter-kwok", ("kwok/charts/crds", "kwok/apis/crds")),
-    "kuberay": ("kuberay-operator", ("config/crd/bases",)),
+    "karpenter": ("karpenter-kwok", ("kwok/charts/crds/*.yaml", "kwok/apis/crds/*.yaml")),
+    "kuberay": ("kuberay-operator", ("config/crd/bases/*.yaml",)),
 }
-"""Custom resource definitions: the program that serves them, and the folders of its module that hold them."""
+"""Custom resource definitions: the program that serves them, and the files of its module that hold them."""
+
+_KWOK_KINDS = ("stages", "clusterportforwards", "portforwards", "clusterlogs", "logs")
+SIMULATION = {
+    # kwokctl makes these too, unless it was interrupted at the wrong moment.
+    "simulation": ("kwok", tuple(f"kustomize/crd/bases/kwok.x-k8s.io_{kind}.yaml" for kind in _KWOK_KINDS)),
+    "stages": ("kwok", (
+        "kustomize/stage/pod/fast/pod-*.yaml", "kustomize/stage/node/fast/node-initialize.yaml",
+        "kustomize/stage/node/heartbeat-with-lease/node-*.yaml",
+    )),
+}  # fmt: skip
+"""What makes simulated pods and nodes live, as objects of the cluster: tests change them while it runs."""
 
 
 def version(program: Program) -> str:

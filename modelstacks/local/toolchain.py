@@ -13,9 +13,9 @@ from modelstacks.errors import ToolchainError
 from modelstacks.local import build, golang, locks
 from modelstacks.local.build import Report
 from modelstacks.local.layout import CACHE_DIR_ENV
-from modelstacks.local.programs import CLUSTER, CRDS, PROGRAMS, home, version
+from modelstacks.local.programs import CLUSTER, CRDS, PROGRAMS, SIMULATION, home, version
 
-__all__ = ["CLUSTER", "CRDS", "PROGRAMS", "crds", "ensure", "home", "pulumi_program", "version"]
+__all__ = ["CLUSTER", "CRDS", "PROGRAMS", "SIMULATION", "crds", "ensure", "home", "pulumi_program", "version"]
 
 
 def ensure(names: Sequence[str], cache: Path, report: Report) -> dict[str, Path]:
@@ -34,8 +34,8 @@ def ensure(names: Sequence[str], cache: Path, report: Report) -> dict[str, Path]
 
 
 def crds(names: Sequence[str], cache: Path, report: Report) -> list[Path]:
-    """The definition files of the named entries of CRDS, copied once from the pinned modules' source."""
-    folders = {name: home(cache, PROGRAMS[CRDS[name][0]]) / "crds" for name in names}
+    """The files of the named entries of CRDS and SIMULATION, copied once from the pinned modules' source."""
+    folders = {name: _folder(cache, name) for name in names}
     if not all(folder.is_dir() for folder in folders.values()):
         with _prepared(cache, report):
             for name, folder in folders.items():
@@ -79,14 +79,20 @@ def _prepared(cache: Path, report: Report) -> Iterator[None]:
         yield
 
 
+def _folder(cache: Path, name: str) -> Path:
+    of = CRDS | SIMULATION
+    return home(cache, PROGRAMS[of[name][0]]) / ("crds" if name in CRDS else name)
+
+
 def _copy_crds(name: str, target: Path, cache: Path, report: Report) -> None:
-    program = PROGRAMS[CRDS[name][0]]
+    owner, patterns = (CRDS | SIMULATION)[name]
+    program = PROGRAMS[owner]
     go = golang.find(cache / "toolchain", report)
     source = go.source(golang.modules_folder() / program.folder, program.module)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".crds-") as copied:
-        for folder in CRDS[name][1]:
-            for file in sorted((source / folder).glob("*.yaml")):
+        for pattern in patterns:
+            for file in sorted(source.glob(pattern)):
                 # Not copy(): the module cache is read-only, and these are the user's own.
                 (Path(copied) / file.name).write_bytes(file.read_bytes())
         Path(copied).rename(target)

@@ -43,6 +43,18 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
     Raises BadInput when a template does not give valid, complete, unique objects.
     """
     _check_shipped(plan, catalog)
+    try:
+        return verified(_objects(plan, catalog))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # Parts are embedded in one another: one of another form than the next one builds on is a template's mistake.
+        text = f"a part has not the form that others build on ({type(error).__name__}: {error})"
+        raise BadInput(
+            [Problem("templates", text)], source="templates", next_step="compare it with the shipped one"
+        ) from error
+
+
+def _objects(plan: Plan, catalog: Catalog) -> list[Manifest]:
+    """Every object of the plan, as the templates give them."""
     context = context_of(plan, catalog)
     placement = part(catalog, "parts/placement.yaml.j2", context)
     context["dns_egress"] = part(catalog, "parts/dns.yaml.j2", context)
@@ -65,8 +77,7 @@ def render(plan: Plan, catalog: Catalog) -> list[Manifest]:
         manifests += many(catalog, template, context)
     for name in (*plan.tier_form.parts, *_parts_asked_for(plan, context)):
         manifests += many(catalog, f"parts/{name}.yaml.j2", context)
-    manifests += _workload(plan, catalog, context)
-    return verified(manifests)
+    return manifests + _workload(plan, catalog, context)
 
 
 def _fetching(plan: Plan, catalog: Catalog, context: dict[str, Any]) -> dict[str, Any]:
@@ -201,8 +212,9 @@ def verified(manifests: list[Manifest]) -> list[Manifest]:
         if not isinstance(manifest, dict):
             problems.append(Problem("object", f"a template gave {type(manifest).__name__}, not an object"))
             continue
-        missing = [key for key in ("apiVersion", "kind", "metadata") if key not in manifest]
-        if missing or "name" not in manifest.get("metadata", {}):
+        metadata = manifest.get("metadata")
+        named = isinstance(metadata, dict) and isinstance(metadata.get("name"), str) and metadata["name"]
+        if not named or not all(isinstance(manifest.get(key), str) for key in ("apiVersion", "kind")):
             problems.append(Problem(str(manifest.get("kind", "object")), "lacks apiVersion, kind or metadata.name"))
             continue
         key = identity(manifest)

@@ -71,14 +71,14 @@ def well() -> Objects:
     collections: Objects = {name: [] for name in (
         "pods", "events", "cluster_events", "quotas", "limits", "claims", "deployments", "replicasets",
         "storageclasses", "validating_webhooks", "mutating_webhooks", "nodepools", "nodeclaims", "rayservices",
-        "deviceclasses",
+        "deviceclasses", "scaledobjects", "autoscalers", "jobs",
         "resourceslices", "endpointslices", "definitions", "helm_releases", "operator_claims", "priorityclasses",
     )}  # fmt: skip
     return collections | {
         "nodes": [node("gpu-1"), node("gpu-2")],
         "namespaces": [namespace],
         "daemonsets": [plugin],
-        "secrets": [secret("hub-token", token="hf_abc")],
+        "secrets": [secret("hub-token", token="hf_abc"), secret("test-api-key-1", key="x")],
     }
 
 
@@ -555,6 +555,76 @@ def test_what_the_stack_names_must_be_there(more: dict[str, Any], break_it: Any,
     objects = well()
     break_it(objects)
     assert any(says in one.message for one in serious(look(objects, decide(**more))))
+
+
+def test_a_missing_key_of_the_api_is_named() -> None:
+    """No server starts without it, where it is deployed."""
+    decided = decide()
+    live = {(m["kind"], m["metadata"]["name"]): m for m in render.render(decided, CATALOG)}
+    objects = well()
+    objects["secrets"].pop()
+    (one,) = serious(look(objects, own=live))
+    assert one.message == "there is no Secret test-api-key-1 with the API's key"
+    assert not serious(look(objects)), "before the first up it is not there yet"
+    own = decide(apiKeySecret="mine")
+    assert any("no Secret mine" in one.message for one in serious(look(objects, own)))
+
+
+def _job(**status_: Any) -> dict[str, Any]:
+    found = named("test-weights-1", "test", spec={}, status=status_)
+    found["metadata"]["labels"] = {"app.kubernetes.io/instance": "test-weights"}
+    return found
+
+
+def test_weights_that_cannot_be_fetched_are_told_in_the_jobs_own_words() -> None:
+    """A wrong token, a gated model: the last line of the pod that ended."""
+    decided = decide(weights={"storageClass": "efs", "shared": True})
+    objects = well()
+    objects["storageclasses"].append(named("efs", volumeBindingMode="Immediate"))
+    state = {"terminated": {"exitCode": 3, "message": "weights: a\nweights: the hub refuses the token (HTTP 401)"}}
+    fetcher = named(
+        "test-weights-1-x", "test", spec={}, status={"containerStatuses": [{"name": "weights", "state": state}]}
+    )
+    fetcher["metadata"]["labels"] = {"batch.kubernetes.io/job-name": "test-weights-1"}
+    objects["pods"].append(fetcher)
+    objects["jobs"].append(_job(conditions=[{"type": "Failed", "status": "True", "message": "policy"}], failed=1))
+    (one,) = [f for f in serious(look(objects, decided)) if f.check == "weights"]
+    assert "the hub refuses the token (HTTP 401)" in one.message
+    objects["jobs"] = [_job(failed=2)]
+    (slow,) = [f for f in look(objects, decided) if f.check == "weights"]
+    assert (slow.level, "2 tries failed" in slow.message) == ("warning", True)
+
+
+def test_an_autoscaler_without_metrics_is_named() -> None:
+    """Pain 25: an empty answer is an error that somebody sees, not a reason to scale."""
+    decided = decide(autoscale={"max": 3})
+    objects = well()
+    scaled = named("test", "test", status={"conditions": [{"type": "Ready", "status": "True"}]})
+    objects["scaledobjects"].append(scaled)
+    assert not [f for f in look(objects, decided) if f.check == "scaling"]
+    text = "prometheus metrics 'prometheus' target may be lost, the result is empty"
+    objects["events"].append(event("ScaledObject", "test", "KEDAScalerFailed", text, "keda-operator"))
+    (one,) = [f for f in serious(look(objects, decided)) if f.check == "scaling"]
+    assert "no answer to its query, so replicas stay as they are" in one.message
+    assert "modelstacks:monitoring" in str(one.mend)
+
+
+def test_a_roll_out_that_waits_for_gpus_is_no_problem() -> None:
+    """Pains 19 and 21: the next pod waits for the old one's GPUs, and that is said as it is."""
+    objects = well()
+    old = pod(phase="Running")
+    old["metadata"] |= {"name": "test-old", "deletionTimestamp": "2026-11-24T10:00:00Z"}
+    placed = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes: Insufficient nvidia.com/gpu."}
+    objects["pods"] += [old, pod(phase="Pending", conditions=[placed])]
+    found = look(objects)
+    assert not [f for f in serious(found) if f.check == "pods"]
+    assert any("waits until test-old has given its GPUs back" in f.message for f in found)
+
+
+def test_image_volumes_need_a_cluster_that_has_them() -> None:
+    """On by default from 1.35."""
+    decided = decide(weights={"image": "example.com/weights:1"})
+    assert any("image volumes off" in f.message for f in serious(look(well(), decided)))
 
 
 def test_credentials_for_another_registry_are_noticed() -> None:

@@ -266,6 +266,7 @@ def test_replicas_that_run_are_changed_one_after_the_other(monkeypatch: pytest.M
     there = {"deepseek-r1-0", "deepseek-r1-1"}
     live = SimpleNamespace(get=lambda _kind, _space, name: {} if name in there else None)
     monkeypatch.setattr(program, "preflight", lambda *_: live)
+    monkeypatch.setattr(program.change, "words", lambda *_: "restarts 4 pods")
     monkeypatch.setattr(program.watch, "start", lambda *_: None)
     asked: dict[str, pulumi.ResourceOptions] = {}
     register = registration.register_manifest

@@ -19,6 +19,15 @@ class Measures:
     def __init__(self, engine: str, core: Imitation) -> None:
         self._core = core
         self._registry = CollectorRegistry()
+        # Each engine has some of these.
+        self._prompt: Counter | None = None
+        self._output: Counter | None = None
+        self._first: Histogram | None = None
+        self._input_length: Histogram | None = None
+        self._answer_length: Histogram | None = None
+        self._success: Counter | Gauge
+        self._next: Histogram
+        self._whole: Histogram
         (self._vllm if engine == "vllm" else self._tgi)()
 
     def _vllm(self) -> None:
@@ -44,7 +53,6 @@ class Measures:
         self._success = success.labels(*values, "length")
         self._first, self._next = histogram("time_to_first_token_seconds"), histogram("inter_token_latency_seconds")
         self._whole = histogram("e2e_request_latency_seconds")
-        self._input_length = self._answer_length = None
         blocks = str((self._core.settings.kv_tokens or 0) // _BLOCK_TOKENS)
         info = Gauge("vllm:cache_config_info", "cache", ["block_size", "num_gpu_blocks"], registry=self._registry)
         info.labels(str(_BLOCK_TOKENS), blocks).set(1)
@@ -55,10 +63,8 @@ class Measures:
 
         Gauge("tgi_batch_current_size", "running", registry=self._registry).set_function(lambda: self._core.running)
         Gauge("tgi_queue_size", "waiting", registry=self._registry).set_function(lambda: self._core.waiting)
-        self._prompt = self._output = None
         # TGI's counters have no suffix, which this client gives to every counter.
         self._success = Gauge("tgi_request_success", "requests", registry=self._registry)
-        self._first = None
         self._next = histogram("request_mean_time_per_token_duration")
         self._whole = histogram("request_duration")
         self._input_length = histogram("request_input_length", _TOKENS)

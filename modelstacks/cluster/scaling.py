@@ -1,0 +1,48 @@
+"""What scales the stack: whether KEDA reads its metrics, and whether the autoscaler acts on them."""
+
+from __future__ import annotations
+
+from modelstacks.cluster.connection import Manifest
+from modelstacks.cluster.findings import Finding, note, problem
+from modelstacks.cluster.pods import events_of
+from modelstacks.cluster.snapshot import Snapshot, condition
+from modelstacks.plan import Plan
+
+# How KEDA calls the autoscaler that it makes.
+_AUTOSCALER = "keda-hpa-"
+
+
+def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
+    """A query that has no answer is no reason to scale, and is said to be missing."""
+    if plan.spec.autoscale is None or (plan.cloud is not None and plan.cloud.simulated):
+        return []
+    scaled = snapshot.named("scaledobjects", plan.name)
+    if scaled is None:
+        return []
+    found = []
+    source = plan.spec.autoscale.prometheus
+    mend = f"see that {source} answers and has the servers' metrics (modelstacks:monitoring makes a PodMonitor)"
+    ready = condition(scaled, "Ready")
+    failed = [e for e in events_of(snapshot, "ScaledObject", plan.name) if e.get("reason") == "KEDAScalerFailed"]
+    idle = plan.spec.autoscale.min == 0 and not _replicas(snapshot, plan)
+    if ready.get("status") == "False":
+        why = ready.get("message") or ready.get("reason") or "no reason given"
+        found.append(problem("scaling", f"ScaledObject {plan.name} is not ready: {why}", mend, plan.name))
+    if failed and not idle:
+        text = f"ScaledObject {plan.name} has no answer to its query, so replicas stay as they are: "
+        found.append(problem("scaling", text + str(failed[0].get("message")), mend, plan.name))
+    autoscaler = snapshot.named("autoscalers", f"{_AUTOSCALER}{plan.name}")
+    active = condition(autoscaler, "ScalingActive") if autoscaler is not None else {}
+    if active.get("status") == "False" and not idle and not failed:
+        why = active.get("message") or active.get("reason")
+        found.append(problem("scaling", f"the autoscaler of {plan.name} does not act: {why}", mend, plan.name))
+    limited = condition(autoscaler, "ScalingLimited") if autoscaler is not None else {}
+    if limited.get("status") == "True" and limited.get("reason") == "TooManyReplicas":
+        text = f"more replicas than autoscale.max {plan.spec.autoscale.max} would be used"
+        found.append(note("scaling", text, "raise modelstacks:autoscale.max, and the budget with it", plan.name))
+    return found
+
+
+def _replicas(snapshot: Snapshot, plan: Plan) -> int:
+    live: Manifest = snapshot.own.get(("Deployment", plan.name), {})
+    return int((live.get("spec") or {}).get("replicas") or 0)

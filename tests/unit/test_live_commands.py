@@ -1,0 +1,241 @@
+"""The commands that look at servers and change keys: status, try and rotate-key, beside a cluster that is played."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from modelstacks import project, render, stackfile
+from modelstacks.cluster import change, forward, live, status, trial
+from modelstacks.cluster.connection import ApiError
+from modelstacks.cluster.snapshot import Snapshot
+from modelstacks.errors import BadInput, ClusterError
+from modelstacks.local.imitation import Imitation, Settings
+from modelstacks.local.modelserver.app import Server
+from modelstacks.local.modelserver.measures import Measures
+from modelstacks.render.values import form_of
+from tests.unit.test_server_plans import CATALOG, decide
+
+
+@contextmanager
+def serving(core: Imitation, engine: str = "vllm", key: str | None = None) -> Iterator[int]:
+    """The port of a served imitation."""
+    config = uvicorn.Config(
+        Server(engine, core, Measures(engine, core), key).app(),
+        host="127.0.0.1",
+        port=0,
+        log_level="error",
+        lifespan="off",
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+class Played:
+    """A cluster whose pods' ports are ports of loopback."""
+
+    def __init__(self, objects: dict[tuple[str, str], dict[str, Any]], log: str = "") -> None:
+        self.objects, self.log = objects, log
+
+    def get(self, kind: Any, namespace: str | None, name: str) -> dict[str, Any] | None:
+        return self.objects.get((kind.kind, name))
+
+    def items(self, kind: Any, namespace: str | None, **query: str) -> list[dict[str, Any]]:
+        return [found for (one, _), found in self.objects.items() if one == kind.kind]
+
+    def path(self, kind: Any, namespace: str | None = None, name: str | None = None) -> str:
+        return f"/{namespace}/{name}"
+
+    def text(self, method: str, path: str, query: Any = None) -> str:
+        if not self.log:
+            raise ApiError("no log", status=404, causes=[], next_step=None)
+        return self.log
+
+    def apply(self, manifest: dict[str, Any], manager: str, **more: Any) -> dict[str, Any]:
+        assert more == {"dry_run": True, "force": True}, "nothing is changed by looking"
+        return manifest
+
+
+def pod(name: str, *, ready: bool = True) -> dict[str, Any]:
+    """A pod of the stack `test`."""
+    return {
+        "metadata": {"name": name, "namespace": "test", "labels": {"app.kubernetes.io/instance": "test"}},
+        "spec": {"nodeName": "gpu-1", "containers": [{"name": "server"}]},
+        "status": {
+            "phase": "Running",
+            "conditions": [
+                {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-11-28T10:05:30Z"},
+            ],
+            "containerStatuses": [
+                {"name": "server", "restartCount": 0, "state": {"running": {"startedAt": "2026-11-28T10:00:00Z"}}}
+            ],
+        },
+    }
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Pod → port of loopback; a pod without one does not answer."""
+    places: dict[str, int] = {}
+
+    def connect(cluster: Any, namespace: str, name: str, port: int) -> socket.socket:
+        if name not in places:
+            raise ClusterError(f"port {port} of pod {name} cannot be forwarded: refused")
+        return socket.create_connection(("127.0.0.1", places[name]))
+
+    monkeypatch.setattr(forward, "connect", connect)
+    return places
+
+
+def test_status_puts_the_servers_numbers_beside_the_plan(reached: dict[str, int]) -> None:
+    """Requests, rates, cache, the time to be ready; what does not answer is named, what loads says how far it is."""
+    decided = decide(replicas=3)
+    core = Imitation(Settings("llama-3.1-8b", 1000, 4, kv_tokens=160_000), running=2, waiting=1, kept=40_000)
+    measures = Measures("vllm", core)
+    server = Server("vllm", core, measures, None)
+    pods = [pod("test-1"), pod("test-2"), pod("test-3", ready=False)]
+    cluster: Any = Played({}, "INFO x\nLoading safetensors checkpoint shards:  40% Completed | 2/5\n")
+    snapshot = Snapshot("v1.34.1", "https://cluster", "test", objects={"pods": tuple(pods)})
+    found = status.status(snapshot, decided, render.render(decided, CATALOG), [])
+
+    def work(seconds: float) -> None:
+        answer = measures.begin(3)
+        for _ in range(20):
+            answer.token()
+
+    with serving_app(server) as port:
+        reached["test-1"] = port
+        traffic = live.traffic(cluster, decided, ["test-1", "test-2"], form_of(decided), 0.0, work)
+        full = status.with_servers(found, cluster, snapshot, decided, 0.0)
+    assert traffic is not None
+    assert (traffic.servers, traffic.running, traffic.waiting, traffic.kv_cache) == (1, 2, 1, 0.25)
+    assert traffic.output_tokens_per_s is not None
+    assert traffic.output_tokens_per_s > 0
+    assert traffic.cache_tokens == 160_000
+    assert traffic.silent == ("test-2: port 8000 of pod test-2 cannot be forwarded: refused",)
+    lines = {line.name: line for line in full.pods}
+    assert lines["test-1"].ready_after_s == 330
+    assert lines["test-3"].loaded_percent == 40
+    shown = status.answer("test", full, decided)
+    assert shown["plan"]["kv_cache_tokens"] == decided.memory.kv_cache_tokens
+    assert shown["traffic"]["requests_running"] == 2
+
+
+@contextmanager
+def serving_app(server: Server) -> Iterator[int]:
+    """A served application that somebody else keeps the numbers of."""
+    config = uvicorn.Config(server.app(), host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    runner = uvicorn.Server(config)
+    thread = threading.Thread(target=runner.run, daemon=True)
+    thread.start()
+    while not runner.started:
+        thread.join(0.01)
+    yield runner.servers[0].sockets[0].getsockname()[1]
+    runner.should_exit = True
+    thread.join(10)
+
+
+def test_try_streams_a_first_answer_with_the_stacks_key(reached: dict[str, int]) -> None:
+    """Through a port of loopback; the key comes from the Secret and is shown nowhere."""
+    import base64
+
+    decided = decide()
+    secret = {"metadata": {"name": "test-api-key-1"}, "data": {"key": base64.b64encode(b"opensesame").decode()}}
+    cluster: Any = Played({("Pod", "test-1"): pod("test-1"), ("Secret", "test-api-key-1"): secret})
+    target = trial.target(cluster, decided)
+    assert "opensesame" not in repr(target)
+    core = Imitation(Settings("llama-3.1-8b", 1000, 4, token_s=0.001))
+    said: list[str] = []
+    with serving(core, key="opensesame") as port:
+        reached["test-1"] = port
+        listener = forward.Listener(cluster, "test", "test-1", 8000)
+        found = trial.ask(target, listener.port, "hello there", 5, said.append)
+        wrong = trial.Target("test-1", 8000, "llama-3.1-8b", "/health", "test-api-key-1", "guess")
+        with pytest.raises(ClusterError, match="was rotated"):
+            trial.ask(wrong, listener.port, "hello", 5, None)
+        with pytest.raises(ClusterError, match="maximum context length"):
+            trial.ask(target, listener.port, "hello", 5000, None)
+        listener.close()
+    assert found.text == "".join(said) == "the plan fits because weights "
+    assert (found.tokens, found.first_token_s > 0) == (5, True)
+
+
+def test_try_says_what_is_missing() -> None:
+    """No ready server, or no key yet."""
+    with pytest.raises(ClusterError, match="no server of test is ready"):
+        trial.target(Played({("Pod", "test-1"): pod("test-1", ready=False)}), decide())  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="has no key"):
+        trial.target(Played({("Pod", "test-1"): pod("test-1")}), decide())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ({}, {}, "restarts no pod"),
+        ({"replicas": 2}, {"replicas": 2, "maxNumSeqs": 64}, "restarts 2 pods, needs 0 spare GPUs, about "),
+        ({}, {"replicas": 3}, "adds 2 replicas, 2 GPUs more"),
+        ({"replicas": 3}, {"replicas": 1}, "takes 2 replicas away, 2 GPUs less"),
+        ({}, {"apiKeySerial": 2}, "restarts 1 pod"),
+        ({"replicas": 2}, {"replicas": 3, "maxNumSeqs": 64}, "restarts 2 pods, needs 0 spare GPUs, about "),
+    ],
+)
+def test_a_preview_says_what_it_does_to_running_pods(before: dict[str, Any], after: dict[str, Any], says: str) -> None:
+    """From a dry run of what would be applied."""
+    (there,) = (m for m in render.render(decide(**before), CATALOG) if m["kind"] == "Deployment")
+    live_ = {("Deployment", "test"): there}
+    wanted = decide(**after)
+    said = change.words(Played(live_), wanted, render.render(wanted, CATALOG))  # type: ignore[arg-type]
+    assert said is not None
+    assert says in said
+    assert change.words(Played({}), wanted, render.render(wanted, CATALOG)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# mine\nconfig:\n  modelstacks:model: phi-4   # small\n  modelstacks:gpu: l40s\n",
+        "config:\n    modelstacks:apiKeySerial: 1 # first\n    modelstacks:model: phi-4\n",
+        'config:\n  "modelstacks:model": phi-4\n  pulumi:tags: {a: b}\n',
+    ],
+)
+def test_a_serial_is_raised_and_nothing_else_is_touched(text: str, tmp_path: Path) -> None:
+    """Comments, order and other packages' keys stay."""
+    path = tmp_path / "Pulumi.a.yaml"
+    path.write_text(text)
+    for serial in (2, 3):
+        stackfile.set_value(path, "apiKeySerial", serial)
+        assert stackfile.parse_file(path, CATALOG).api_key_serial == serial
+    left = [line for line in path.read_text().splitlines() if "apiKeySerial" not in line]
+    assert left == [line for line in text.splitlines() if "apiKeySerial" not in line]
+
+
+def test_a_file_of_another_form_is_left_alone(tmp_path: Path) -> None:
+    """With the line to write by hand."""
+    path = tmp_path / "Pulumi.a.yaml"
+    path.write_text("config: {modelstacks:model: phi-4}\n")
+    with pytest.raises(BadInput, match="cannot be written into a file of this form"):
+        stackfile.set_value(path, "apiKeySerial", 2)
+    assert path.read_text() == "config: {modelstacks:model: phi-4}\n"
+    assert [found.name for found in tmp_path.iterdir()] == ["Pulumi.a.yaml"]
+
+
+def test_no_secret_is_in_what_is_committed() -> None:
+    """rendered/ names Secrets and holds none."""
+    for path in (project.root() / "rendered").rglob("*.yaml"):
+        text = path.read_text()
+        assert "\nkind: Secret\n" not in text, path
+        assert "hf_" not in text, path

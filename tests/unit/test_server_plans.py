@@ -1,0 +1,300 @@
+"""How servers start, change and leave, as planned: roll-outs, places of weights, budgets and graces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelstacks import render, review, spec
+from modelstacks.catalog import Catalog
+from modelstacks.errors import BadInput
+from modelstacks.plan import Plan, plan
+from modelstacks.plan.rollout import rollout
+
+CATALOG = Catalog()
+Manifest = dict[str, Any]
+
+
+def decide(**more: Any) -> Plan:
+    asked = {"model": "llama-3.1-8b", "gpu": "l4", "acceptedLicense": "llama3.1", **more}
+    return plan(spec.parse(asked, CATALOG, source="test"), CATALOG, stack="test")
+
+
+def manifests(**more: Any) -> list[Manifest]:
+    return render.render(decide(**more), CATALOG)
+
+
+def one(found: list[Manifest], kind: str, name: str | None = None) -> Manifest:
+    (match,) = (m for m in found if m["kind"] == kind and name in (None, m["metadata"]["name"]))
+    return match
+
+
+def pod_of(found: list[Manifest]) -> Manifest:
+    spec_: Manifest = one(found, "Deployment", "test")["spec"]["template"]["spec"]
+    return spec_
+
+
+def server_of(found: list[Manifest]) -> Manifest:
+    (server,) = pod_of(found)["containers"]
+    return dict(server)
+
+
+AWS = {"kind": "karpenter-aws", "cluster": "c"}
+SIMULATED = {"kind": "kwok"}
+ON_ONE_NODE = {"claim": "w", "accessMode": "ReadWriteOnce"}
+QWEN = {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "acceptedLicense": "qwen"}
+
+
+@pytest.mark.parametrize(
+    ("more", "way", "needed", "out"),
+    [
+        ({}, "recreate", 0, True),
+        ({"replicas": 2}, "in-place", 0, False),
+        ({"replicas": 2, "cloud": {**SIMULATED, "limitGpus": 3}}, "surge", 1, False),
+        ({"cloud": {**SIMULATED, "warmSpares": 1}}, "surge", 1, False),
+        ({"cloud": {"kind": "existing", "limitGpus": 2}}, "surge", 1, False),
+        ({"replicas": 2, "rollout": "recreate"}, "recreate", 0, True),
+        ({"autoscale": {"max": 3}}, "in-place", 0, True),
+        ({"replicas": 2, "cloud": {**SIMULATED, "limitGpus": 3}, "rollout": "in-place"}, "in-place", 0, False),
+        ({"replicas": 2, "weights": ON_ONE_NODE, "gpu": "h100-sxm"}, "in-place", 0, False),
+        # Machines are rented whole: six of eight GPUs are idle and paid for.
+        ({**QWEN, "cloud": AWS}, "surge", 2, False),
+        ({**QWEN, "cloud": SIMULATED}, "recreate", 0, True),
+    ],
+)  # fmt: skip
+def test_the_roll_out_follows_the_gpus_that_may_be_had(more: dict[str, Any], way: str, needed: int, out: bool) -> None:
+    """Surge only where the next replica has a place; the manifest, the quota and the words say the same."""
+    decided = decide(**more)
+    change = rollout(decided)
+    assert change.way == way, change.reason
+    assert (change.needed_gpus if change.comes_first else 0) == needed
+    assert bool(change.out_s) == out
+    strategy = one(render.render(decided, CATALOG), "Deployment", "test")["spec"]["strategy"]
+    expected = {
+        "surge": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "in-place": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+        "recreate": {"type": "Recreate"},
+    }
+    assert strategy == expected[way]
+    quota = int(one(render.render(decided, CATALOG), "ResourceQuota")["spec"]["hard"]["requests.nvidia.com/gpu"])
+    assert quota >= decided.gpus_committed + needed, "the quota lets the next replica in"
+    assert f"needs {needed} spare GPU" in change.words
+    assert change.words in review.page(decided, render.render(decided, CATALOG), "test", CATALOG)
+
+
+def test_the_words_are_those_of_a_review() -> None:
+    """Pods, GPUs, minutes and what serves meanwhile."""
+    words = rollout(decide(replicas=2)).words
+    assert words.startswith("restarts 2 pods, needs 0 spare GPUs, about 18 minutes; one goes before the next comes")
+    assert "nothing serves for 9 minutes" in rollout(decide()).words
+    assert rollout(decide(replicas=0)).words == "restarts no pod: none runs"
+
+
+@pytest.mark.parametrize(
+    ("more", "need", "have"),
+    [
+        ({"rollout": "surge"}, 1, 0),
+        ({"rollout": "surge", "replicas": 2, "cloud": {**SIMULATED, "limitGpus": 2}}, 1, 0),
+        ({"rollout": "surge", "weights": ON_ONE_NODE, "replicas": 8, "gpu": "h100-sxm",
+          "cloud": {"kind": "existing", "limitGpus": 64}}, 1, 0),
+    ],
+)  # fmt: skip
+def test_a_change_that_could_only_hang_is_refused(more: dict[str, Any], need: int, have: int) -> None:
+    """Pain 19: in numbers, with what would let it."""
+    (refusal,) = decide(**more).refusals
+    assert (refusal.code, refusal.need, refusal.have) == ("rollout-would-hang", need, have)
+    assert "modelstacks:rollout: in-place" in refusal.message
+    assert decide(**more).fits, "the hardware itself fits"
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "node": {},
+    "volume-per-pod": {"storageClass": "fast"},
+    "shared-volume": {"storageClass": "efs", "shared": True},
+    "claim": {"claim": "models", "path": "llama"},
+    "claim-filled": {"claim": "models"},
+    "image": {"image": "example.com/llama@sha256:" + "0" * 64},
+    "object-store": {"uri": "s3://bucket/llama", "credentialsSecret": "bucket"},
+    "node-folder": {"hostPath": "/mnt/models", "path": "llama"},
+    "node-folder-filled": {"hostPath": "/mnt/models", "prefetch": True},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_servers_only_read_weights_and_budgets_follow_their_place(place: str) -> None:
+    """Pains 11 to 14: read-only, offline unless they fetch themselves, and every timer from bytes over speed."""
+    decided = decide(weights=PLACES[place], cloud=AWS)
+    found = render.render(decided, CATALOG)
+    server, times = server_of(found), decided.timeouts
+    env = {variable["name"]: variable.get("value") for variable in server["env"]}
+    mounts = {mount["name"]: mount for mount in server["volumeMounts"]}
+    fetches = place in ("node", "volume-per-pod")
+    assert ("HF_TOKEN" in env) == fetches
+    assert (env.get("HF_HUB_OFFLINE") == "1") == (not fetches)
+    assert ("weights" in mounts) == (not fetches and place != "object-store")
+    assert all(mount.get("readOnly") for name, mount in mounts.items() if name == "weights")
+    assert not mounts["scratch"].get("readOnly"), "caches and their locks are elsewhere"
+    assert server["args"][0] == decided.weights.source
+    load_format = server["args"][server["args"].index("--load-format") + 1]
+    assert load_format == ("runai_streamer" if place == "object-store" else "safetensors")
+    # One number for probe, engine, progress, await and Karpenter.
+    probe = server["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= times.startup_s > times.load_s
+    assert env["VLLM_ENGINE_READY_TIMEOUT_S"] == str(times.startup_s)
+    workload = one(found, "Deployment", "test")
+    assert workload["spec"]["progressDeadlineSeconds"] >= times.ready_s + decided.leaving.grace_s
+    awaited = int(workload["metadata"]["annotations"]["pulumi.com/timeoutSeconds"])
+    assert awaited >= workload["spec"]["progressDeadlineSeconds"]
+    kept = workload["spec"]["template"]["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"]
+    assert kept == f"{times.ready_s}s"
+    policy = one(found, "NetworkPolicy", "test")["spec"]["egress"]
+    reaches_out = [rule for rule in policy if "to" not in rule]
+    assert bool(reaches_out) == (fetches or place in ("object-store", "node-folder-filled"))
+    jobs = [m for m in found if m["kind"] == "Job"]
+    assert bool(jobs) == (place in ("shared-volume", "claim-filled"))
+    if jobs:
+        assert jobs[0]["spec"]["activeDeadlineSeconds"] == times.before_s
+        assert one(found, "NetworkPolicy", "test-weights")
+    page = review.page(decided, found, "test", CATALOG)
+    level = one(found, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert (level == "privileged") == place.startswith("node-folder")
+    assert ("`hostPath: /mnt/models`" in page) == place.startswith("node-folder")
+
+
+def test_nearer_weights_are_read_sooner() -> None:
+    """A budget is not a constant."""
+    hub, volume, disk = (decide(weights=PLACES[place]).timeouts for place in ("node", "claim", "node-folder"))
+    assert hub.startup_s > volume.startup_s > disk.startup_s
+    large = decide(model="llama-3.1-405b", gpu="h200").timeouts
+    assert large.startup_s > 5 * hub.startup_s
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"claim": "a", "image": "b:1"}, "names claim and image"),
+        ({"shared": True}, "goes with a storageClass"),
+        ({"storageClass": "a", "accessMode": "ReadWriteOnce"}, "every pod has a volume of its own"),
+        ({"claim": "a", "prefetch": False}, "the folder of the model in the claim must be named"),
+        ({"claim": "a", "path": "../b"}, "without a leading / and .."),
+        ({"uri": "http://a/b"}, "is no usable name"),
+        ({"storageClass": "a", "shared": True, "prefetch": False}, "nothing else fills a new volume"),
+        ({"claim": "a", "path": "b", "prefetch": True}, "one of the two"),
+        ({"hostPath": "models"}, "hostPath"),
+        ({"credentialsSecret": "a"}, "goes with a uri"),
+    ],
+)
+def test_places_that_cannot_be_are_named(weights: dict[str, Any], says: str) -> None:
+    """Each with its key."""
+    with pytest.raises(BadInput) as caught:
+        decide(weights=weights)
+    assert says in str(caught.value)
+    assert "modelstacks:weights" in str(caught.value)
+
+
+def test_weights_that_do_not_reach_every_pod_are_refused() -> None:
+    """Pain 13: a ReadWriteOnce volume is on one node."""
+    weights = {"storageClass": "gp3", "shared": True, "accessMode": "ReadWriteOnce"}
+    together = pod_of(manifests(weights=weights, replicas=2, gpu="h100-sxm"))["affinity"]["podAffinity"]
+    assert together["requiredDuringSchedulingIgnoredDuringExecution"][0]["topologyKey"] == "kubernetes.io/hostname"
+    (refusal,) = decide(weights=weights, replicas=9, gpu="h100-sxm").refusals
+    assert (refusal.code, refusal.need, refusal.have) == ("volume-on-one-node", 9, 8)
+    (tgi,) = decide(engine="tgi", weights={"uri": "s3://a/b"}).refusals
+    assert tgi.code == "engine-unsupported"
+
+
+def test_own_code_of_a_model_runs_only_when_it_is_accepted() -> None:
+    """trust_remote_code takes the template and the user."""
+    asked = {"model": "kimi-k2", "gpu": "h200", "acceptedLicense": None}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    refused = plan(spec.parse(asked, CATALOG, source="test"), CATALOG, stack="test")
+    assert "remote-code-not-accepted" in [refusal.code for refusal in refused.refusals]
+    assert refused.fits
+    accepted = plan(spec.parse(asked | {"acceptRemoteCode": True}, CATALOG, source="test"), CATALOG, stack="test")
+    assert "remote-code-not-accepted" not in [refusal.code for refusal in accepted.refusals]
+    assert "--trust-remote-code" not in server_of(manifests())["args"]
+
+
+def test_the_grace_follows_context_and_pace() -> None:
+    """preStop, the engine's drain and a margin; never longer than a node drain waits for."""
+    decided = decide()
+    going = decided.leaving
+    found = manifests()
+    server, pod = server_of(found), pod_of(found)
+    assert server["lifecycle"] == {"preStop": {"sleep": {"seconds": going.pre_stop_s}}}
+    assert server["args"][server["args"].index("--shutdown-timeout") + 1] == str(going.drain_s)
+    assert pod["terminationGracePeriodSeconds"] == going.grace_s > going.pre_stop_s + going.drain_s
+    assert going.grace_s <= 600
+    short = decide(context=512, concurrency=1).leaving
+    assert short.drain_s < going.drain_s
+    assert short.whole
+    assert short.tokens == 511
+    assert decide(drainSeconds=3600).leaving.grace_s > 3600
+    speed = decided.throughput
+    assert speed is not None
+    assert going.token_s > speed.concurrency / speed.output_tokens_per_s, "slower than the mean"
+
+
+def test_a_spot_notice_is_held_against_the_answers_that_run() -> None:
+    """Two minutes of EC2 are what is left, whatever the grace."""
+    spot = decide(cloud={**AWS, "capacity": "spot"})
+    assert spot.leaving.notice_s == 120
+    assert spot.leaving.notice_tokens is not None
+    assert 0 < spot.leaving.notice_tokens < spot.leaving.tokens
+    page = review.page(spot, render.render(spot, CATALOG), "test", CATALOG)
+    assert "A spot notice leaves 120 s" in page
+    assert decide(cloud=AWS).leaving.notice_s is None
+
+
+def test_replicas_spread_without_waiting_for_it() -> None:
+    """Over zones, and over nodes where that takes no further machine."""
+    spread = pod_of(manifests(replicas=2))["topologySpreadConstraints"]
+    assert [rule["topologyKey"] for rule in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    assert {rule["whenUnsatisfiable"] for rule in spread} == {"ScheduleAnyway"}
+    packed = {**QWEN, "cloud": SIMULATED, "replicas": 2}
+    assert [r["topologyKey"] for r in pod_of(manifests(**packed))["topologySpreadConstraints"]] == [
+        "topology.kubernetes.io/zone"
+    ]
+    assert "topologySpreadConstraints" not in pod_of(manifests())
+
+
+def test_servers_go_before_batch_jobs_and_drive_nobody_away() -> None:
+    """A class of their own, or yours."""
+    found = manifests()
+    own = one(found, "PriorityClass")
+    assert pod_of(found)["priorityClassName"] == own["metadata"]["name"] == "test-server"
+    assert (own["value"], own["preemptionPolicy"]) == (1000, "Never")
+    spared = [m for m in manifests(cloud={**SIMULATED, "warmSpares": 1}) if m["kind"] == "PriorityClass"]
+    assert {m["metadata"]["name"]: m["preemptionPolicy"] for m in spared} == {
+        "test-server": "PreemptLowerPriority", "test-spare": "Never",
+    }  # fmt: skip
+    mine = manifests(priorityClass="gold")
+    assert pod_of(mine)["priorityClassName"] == "gold"
+    assert not [m for m in mine if m["kind"] == "PriorityClass"]
+
+
+def test_scaling_to_zero_takes_a_query_and_an_agreed_cold_start() -> None:
+    """Pains 24 to 26: nothing is thrown away while it loads, emptiness is an error, and nobody fights over replicas."""
+    zero = {"min": 0, "max": 3, "activationQuery": "sum(router_queue)", "coldStartSeconds": 3600}
+    found = manifests(autoscale=zero, cloud=AWS)
+    scaled = one(found, "ScaledObject")["spec"]
+    assert "replicas" not in one(found, "Deployment", "test")["spec"]
+    assert (scaled["idleReplicaCount"], scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (0, 1, 3)
+    assert [trigger["name"] for trigger in scaled["triggers"]] == ["requests-in-flight", "kv-cache", "waiting-outside"]
+    assert {trigger["metadata"]["ignoreNullValues"] for trigger in scaled["triggers"]} == {"false"}
+    decided = decide(autoscale=zero, cloud=AWS)
+    load_s = decided.timeouts.download_s + decided.timeouts.load_s
+    assert scaled["cooldownPeriod"] > load_s
+    assert scaled["initialCooldownPeriod"] >= decided.timeouts.ready_s
+    behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] > load_s
+    assert "idleReplicaCount" not in one(manifests(autoscale={"max": 2}, cloud=AWS), "ScaledObject")["spec"]
+    (refusal,) = decide(autoscale={**zero, "coldStartSeconds": 60}, cloud=AWS).refusals
+    assert refusal.code == "cold-start-too-slow"
+    assert refusal.need == decided.timeouts.cold_start_s
+    for missing in ("activationQuery", "coldStartSeconds"):
+        with pytest.raises(BadInput, match=missing):
+            decide(autoscale={k: v for k, v in zero.items() if k != missing}, cloud=AWS)
+    with pytest.raises(BadInput, match="is for min 0"):
+        decide(autoscale={**zero, "min": 1}, cloud=AWS)
