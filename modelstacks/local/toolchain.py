@@ -13,9 +13,9 @@ from modelstacks.errors import ToolchainError
 from modelstacks.local import build, golang, locks
 from modelstacks.local.build import Report
 from modelstacks.local.layout import CACHE_DIR_ENV
-from modelstacks.local.programs import CLUSTER, CRDS, PROGRAMS, SIMULATION, home, version
+from modelstacks.local.programs import CLUSTER, CRDS, KEDA, KEDA_CRDS, PROGRAMS, SIMULATION, home, version
 
-__all__ = ["CLUSTER", "CRDS", "PROGRAMS", "SIMULATION", "crds", "ensure", "home", "pulumi_program", "version"]
+__all__ = ["CLUSTER", "CRDS", "KEDA", "PROGRAMS", "SIMULATION", "crds", "ensure", "home", "pulumi_program", "version"]
 
 
 def ensure(names: Sequence[str], cache: Path, report: Report) -> dict[str, Path]:
@@ -34,7 +34,7 @@ def ensure(names: Sequence[str], cache: Path, report: Report) -> dict[str, Path]
 
 
 def crds(names: Sequence[str], cache: Path, report: Report) -> list[Path]:
-    """The files of the named entries of CRDS and SIMULATION, copied once from the pinned modules' source."""
+    """The files of the named entries of CRDS, SIMULATION and KEDA_CRDS, copied once from the pinned modules' source."""
     folders = {name: _folder(cache, name) for name in names}
     if not all(folder.is_dir() for folder in folders.values()):
         with _prepared(cache, report):
@@ -80,12 +80,12 @@ def _prepared(cache: Path, report: Report) -> Iterator[None]:
 
 
 def _folder(cache: Path, name: str) -> Path:
-    of = CRDS | SIMULATION
-    return home(cache, PROGRAMS[of[name][0]]) / ("crds" if name in CRDS else name)
+    of = CRDS | SIMULATION | KEDA_CRDS
+    return home(cache, PROGRAMS[of[name][0]]) / ("crds" if name in CRDS | KEDA_CRDS else name)
 
 
 def _copy_crds(name: str, target: Path, cache: Path, report: Report) -> None:
-    owner, patterns = (CRDS | SIMULATION)[name]
+    owner, patterns = (CRDS | SIMULATION | KEDA_CRDS)[name]
     program = PROGRAMS[owner]
     go = golang.find(cache / "toolchain", report)
     source = go.source(golang.modules_folder() / program.folder, program.module)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import json
-import os
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,6 +14,8 @@ from fastapi import FastAPI
 from ray.llm._internal.serve.core.ingress.ingress import init
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from modelstacks_ray.guard import KeyGuard
 
 ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
     "health": lambda app: app.get("/health"),
@@ -30,32 +30,6 @@ ENDPOINTS: dict[str, Callable[[FastAPI], Any]] = {
 _HEALTH_WITHIN_S = 4.0
 # Ray's agent writes vLLM's metrics with a prefix of its own and without the colon.
 _AGENT_PREFIX, _ENGINE_PREFIX = "ray_vllm_", "vllm:"
-
-
-# As vLLM's own server reads it.
-_KEY = "VLLM_API_KEY"
-_OPEN = ("/health", "/metrics")
-
-
-class KeyGuard:
-    """Asks for the API's key wherever a request costs a GPU's time; probes and Prometheus have none."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request: to the application, or 401."""
-        key = os.environ.get(_KEY)
-        asked = key and scope["type"] == "http" and scope["method"] != "OPTIONS" and scope["path"] not in _OPEN
-        if asked and not hmac.compare_digest(_shown(scope), f"Bearer {key}".encode()):
-            error = {"message": "the API key is missing or wrong", "type": "Unauthorized", "param": None, "code": 401}
-            await JSONResponse({"error": error}, status_code=401)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-def _shown(scope: Any) -> bytes:
-    return next((value for name, value in scope["headers"] if name == b"authorization"), b"")
 
 
 def guarded_app() -> FastAPI:

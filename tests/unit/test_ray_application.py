@@ -320,3 +320,30 @@ def test_types_are_read_however_ray_tells_them() -> None:
     assert both == ("A100", "A100-80G")
     assert placement.types_of({"GPU": 8}, {"ray.io/accelerator-type": "H100"}) == ("H100",)
     assert placement.judge(replace(PLAN, accelerator_type="A100"), [Node("a", "a", both, 8, 8)] * 2).lacking is None
+
+
+def test_the_key_guards_rays_api_and_not_its_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pain 30: whoever reaches the port needs the key, save kubelets and Prometheus."""
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from modelstacks_ray.guard import KeyGuard
+
+    paths = ("/health", "/metrics", "/v1/models", "/tokenize")
+    app = Starlette(
+        routes=[Route(path, lambda _: PlainTextResponse("ok"), methods=["GET", "OPTIONS"]) for path in paths]
+    )
+    client = TestClient(KeyGuard(app))
+
+    def codes(**headers: str) -> list[int]:
+        return [client.get(path, headers=headers).status_code for path in paths]
+
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert codes() == [200, 200, 200, 200], "without a key nothing is guarded"
+    monkeypatch.setenv("VLLM_API_KEY", "opensesame")
+    assert codes() == [200, 200, 401, 401]
+    assert codes(Authorization="Bearer guess") == [200, 200, 401, 401]
+    assert codes(Authorization="Bearer opensesame") == [200, 200, 200, 200]
+    assert client.options("/v1/models").status_code == 200, "a browser asks first, without it"

@@ -27,7 +27,7 @@ from modelstacks.cluster.connection import (
 from modelstacks.errors import BadInput, ClusterError
 from modelstacks.local.plugins.kubernetes_await import TIMEOUT_SECONDS, Wait, timeout_s
 from modelstacks.local.plugins.kubernetes_diff import Change, changes, drifted_string_data, importable
-from modelstacks.local.plugins.kubernetes_ready import WAIT_FOR, annotation, wait_conditions
+from modelstacks.local.plugins.kubernetes_ready import REPLACE_UNREADY, WAIT_FOR, annotation, verdict, wait_conditions
 from modelstacks.local.plugins.kubernetes_state import (
     MANAGER,
     forced,
@@ -140,10 +140,21 @@ class KubernetesProvider(provider_pb2_grpc.ResourceProviderServicer):
     def Diff(self, request: Any, context: Any) -> provider_pb2.DiffResponse:
         old, new = (object_of(from_struct(part)) for part in (request.old_inputs, request.news))
         found = changes(old, new)
-        replace = any(change.replaces for change in found)
+        failed = self._failed_for_good(new)
+        replace = failed or any(change.replaces for change in found)
         (self._replacing.add if replace else self._replacing.discard)(request.urn)
         # Names are fixed, so the old object must go before the new one of that name can come.
-        return _diff_response(found, replace=replace, delete_first=replace)
+        return _diff_response(found, replace=replace, delete_first=replace, failed=failed)
+
+    def _failed_for_good(self, obj: Manifest) -> bool:
+        """The live object, such as a Job, has failed, and its annotation asks for a new one in its place."""
+        if self._cluster is None or annotation(obj, REPLACE_UNREADY) != "true":
+            return False
+        try:
+            live = self._cluster.get(Kind.of(obj), obj["metadata"].get("namespace"), obj["metadata"]["name"])
+            return live is not None and verdict(live, self._cluster).failed
+        except ClusterError:
+            return False
 
     @answered
     def Create(self, request: Any, context: Any) -> provider_pb2.CreateResponse:
@@ -302,7 +313,9 @@ class KubernetesProvider(provider_pb2_grpc.ResourceProviderServicer):
         return drifted_string_data(plain(old), intended, live)
 
 
-def _diff_response(found: list[Change], *, replace: bool, delete_first: bool) -> provider_pb2.DiffResponse:
+def _diff_response(
+    found: list[Change], *, replace: bool, delete_first: bool, failed: bool = False
+) -> provider_pb2.DiffResponse:
     some = provider_pb2.DiffResponse.DiffChanges.DIFF_SOME
     none = provider_pb2.DiffResponse.DiffChanges.DIFF_NONE
     detailed = {}
@@ -312,9 +325,11 @@ def _diff_response(found: list[Change], *, replace: bool, delete_first: bool) ->
             kind=provider_pb2.PropertyDiff.Kind.Value(kind), inputDiff=True
         )
     return provider_pb2.DiffResponse(
-        changes=some if found else none,
-        diffs=sorted({str(change.path[0]) for change in found}),
-        replaces=sorted({str(change.path[0]) for change in found if replace and change.replaces}),
+        changes=some if found or failed else none,
+        diffs=sorted({str(change.path[0]) for change in found} | ({"status"} if failed else set())),
+        replaces=sorted(
+            {str(change.path[0]) for change in found if replace and change.replaces} | ({"status"} if failed else set())
+        ),
         deleteBeforeReplace=delete_first,
         detailedDiff=detailed,
         hasDetailedDiff=True,

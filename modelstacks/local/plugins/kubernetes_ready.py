@@ -13,6 +13,7 @@ from modelstacks.errors import BadInput, Problem
 
 WAIT_FOR: Final = "pulumi.com/waitFor"
 SKIP_AWAIT: Final = "pulumi.com/skipAwait"
+REPLACE_UNREADY: Final = "pulumi.com/replaceUnready"
 
 
 @dataclass(frozen=True, slots=True)
