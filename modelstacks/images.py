@@ -16,7 +16,7 @@ def registry_of(image: str) -> str:
 
 def mirrored(image: str, registry: str | None) -> str:
     """The same image in a mirror: its path and tag behind the mirror's name; as it is without one."""
-    if registry is None:
+    if registry is None or image.startswith(f"{registry}/"):
         return image
     origin = registry_of(image)
     path = image.removeprefix(f"{origin}/")

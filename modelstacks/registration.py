@@ -5,6 +5,7 @@ Nothing is decided here but the order: what others need comes first, and replica
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
@@ -190,7 +191,7 @@ def changes_of(decided: Plan, manifests: list[Manifest], live: Cluster | None) -
     together = decided.tier_form.changed_together
     own = [m for m in manifests if m["kind"] == decided.tier_form.kind] if together else []
     running = frozenset(render.identity(m) for m in own if live is not None and _is_there(live, m))
-    return Changes(together and rollout(decided).way == "in-place", running)
+    return Changes(together and not rollout(decided).comes_first, running)
 
 
 def _is_there(live: Cluster, manifest: Manifest) -> bool:
@@ -376,6 +377,12 @@ def _hub_token(decided: Plan, parent: pulumi.Resource, names: Names, after: Reso
     return [secret]
 
 
+@functools.cache
+def _new_key(_name: str) -> str:
+    """A key for one run: the clusters of a stack that are made together have the same."""
+    return secrets.token_urlsafe(32)
+
+
 def _api_key(decided: Plan, parent: pulumi.Resource, names: Names, after: Resources) -> Resources:
     """The key of the API: made when its Secret is made, kept in the state as a secret, never changed after that."""
     name, namespace = api_key_secret(decided), decided.namespace
@@ -385,7 +392,7 @@ def _api_key(decided: Plan, parent: pulumi.Resource, names: Names, after: Resour
     secret = kubernetes.core.v1.Secret(
         names(f"secret-{namespace}-{name}"),
         metadata={"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "modelstacks"}},
-        string_data={"key": pulumi.Output.secret(secrets.token_urlsafe(32))},
+        string_data={"key": pulumi.Output.secret(_new_key(name))},
         opts=names.options(f"secret-{namespace}-{name}", options),
     )
     return [secret]

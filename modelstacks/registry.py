@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import re
@@ -62,15 +63,28 @@ def _ask(image: str) -> Answer:
         if error.code == 404:
             return Answer("missing")
         return Answer("refused" if error.code in (401, 403) else f"HTTP {error.code}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         return Answer(f"does not answer: {reason}")
 
 
 def _head(url: str, headers: dict[str, str]) -> Answer:
     request = urllib.request.Request(url, method="HEAD", headers=headers)
-    with urllib.request.urlopen(request, timeout=_WITHIN_S) as answer:
+    with _OPENER.open(request, timeout=_WITHIN_S) as answer:
         return Answer("there", answer.headers.get("Docker-Content-Digest"))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to another host without the login that was meant for the first."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        made = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if made is not None and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+            made.remove_header("Authorization")
+        return made
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 def _scheme(host: str) -> str:
@@ -88,10 +102,13 @@ def _authorization(error: urllib.error.HTTPError, registry: str) -> str:
         return f"Basic {basic}"
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     query = {key: fields[key] for key in ("service", "scope") if key in fields}
-    request = urllib.request.Request(f"{fields['realm']}?{urllib.parse.urlencode(query)}")
+    realm = fields.get("realm", "")
+    if not realm.startswith(("https://", f"http://{registry}")):
+        raise ValueError(f"its login is asked for at {realm or 'nowhere'}")
+    request = urllib.request.Request(f"{realm}?{urllib.parse.urlencode(query)}")
     if basic is not None:
         request.add_header("Authorization", f"Basic {basic}")
-    with urllib.request.urlopen(request, timeout=_WITHIN_S) as answer:
+    with _OPENER.open(request, timeout=_WITHIN_S) as answer:
         token: dict[str, Any] = json.loads(answer.read())
     return f"Bearer {token.get('token') or token.get('access_token')}"
 

@@ -375,7 +375,9 @@ def _objects(plan: Plan, manifests: list[Manifest], catalog: Catalog) -> list[st
         )
     if not plan.spec.read_only_root:
         lines.append(f"- The server's root file system is writable (no `readOnlyRootFilesystem`): {_writable(plan)}")
-    if form is not None and form.root_reason:
+    if form is not None and form.api_key_note and plan.spec.api_key:
+        lines.append(f"- The API's key: {form.api_key_note}")
+    if form is not None and form.root_reason and plan.spec.weights.host_path is None:
         lines.append(
             f"- Pod Security is `baseline`, not `restricted`: the server runs as user 0 (`runAsUser`), because "
             f"{form.root_reason}"

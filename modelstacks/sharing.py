@@ -9,6 +9,8 @@ from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path, nearest
 from modelstacks.plan import Plan, plan
+from modelstacks.render.cloud import LEVELS
+from modelstacks.render.values import security_level
 from modelstacks.spec import StackSpec
 
 
@@ -47,6 +49,11 @@ def _namespace(decided: Plan, owner: str, root: Path, catalog: Catalog) -> list[
     if theirs != decided.namespace:
         text = f"{owner} owns namespace {theirs}, and this stack names {decided.namespace}"
         problems.append(Problem(path, text, decided.namespace, theirs))
+    level = security_level(plan(found, catalog, stack=owner, thorough=False))
+    mine = security_level(decided)
+    if LEVELS.index(level) < LEVELS.index(mine):
+        text = f"{owner} keeps its namespace at Pod Security {level}, and this stack's pods need {mine}"
+        problems.append(Problem(path, text, owner, "a namespace of its own"))
     if "namespace" not in found.shared:
         text = f"{owner} does not share its namespace: destroying it would delete this stack's objects"
         problems.append(Problem(path, text, owner, f"modelstacks:shared: [namespace] in {owner}"))

@@ -19,6 +19,7 @@ from modelstacks.cloudspec import Capacity, CloudSpec, ObjectRef, Taint, Tolerat
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import (
     DNS_LABEL,
+    NAMESPACE,
     Count,
     DnsLabel,
     Fraction,
@@ -38,6 +39,14 @@ from modelstacks.fields import (
 
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
+REGISTRY = r"^([a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]{1,5})?|[a-z0-9-]+:[0-9]{1,5}|localhost)(/[a-z0-9._-]+)*$"
+# What values with a form of their own look like.
+_FORMS = {
+    "registry": "HOST or HOST/PATH with a dot or a port, such as mirror.example.com/llm",
+    "weights.uri": "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER",
+    "weights.image": "an image, such as mirror.example.com/llama:1",
+    "autoscale.prometheus": "http://HOST:PORT",
+}
 QUANTIZATIONS: tuple[str, ...] = get_args(WeightFormat)
 # The ranks that vLLM has kernels for (config/lora.py).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -55,6 +64,13 @@ def _inner_path(value: str) -> str:
     return value
 
 
+def _host_path(value: str) -> str:
+    parts = value.split("/")
+    if not value.startswith("/") or value == "/" or ".." in parts or re.search(r"[\s:]", value):
+        raise ValueError("must be a folder from the root on, such as /mnt/models, without ..")
+    return value
+
+
 class WeightsSpec(Section):
     """Where servers find the weights. At most one place; none: every pod fetches them from the hub onto its node.
 
@@ -69,7 +85,7 @@ class WeightsSpec(Section):
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = None
     image: Annotated[Word, Field(pattern=r"^[^\s@]+(:[^\s:@/]+)?(@sha256:[0-9a-f]{64})?$")] | None = None
     uri: Annotated[Word, Field(pattern=r"^(s3|gs)://[^\s/]+(/\S*)?$")] | None = None
-    host_path: Annotated[Word, Field(pattern=r"^/[^\s:]*$")] | None = None
+    host_path: Annotated[Word, AfterValidator(_host_path)] | None = None
     path: Annotated[Word, AfterValidator(_inner_path)] | None = None
     prefetch: bool | None = None
     credentials_secret: DnsLabel | None = None
@@ -185,9 +201,7 @@ class StackSpec(Section):
     api_key_secret: DnsLabel | None = None
     api_key_serial: Count = 1
     # A mirror that every image is taken from.
-    registry: (
-        Annotated[Word, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9._-]+)*$")] | None
-    ) = None
+    registry: Annotated[Word, Field(pattern=REGISTRY)] | None = None
     priority_class: StorageName | None = None
     # Of containers with GPUs: hooks of NVIDIA's container runtime may need to write there.
     read_only_root: bool = False
@@ -467,7 +481,8 @@ def _problem(detail: Any) -> Problem:
         names = tuple(camel(name) for name in section.model_fields)
         return Problem(path, "is not a known key", value, ", ".join(names), nearest(steps[-1], names))
     if detail["type"] == "missing":
-        return Problem(path, "is missing; name a model, see `modelstacks models`")
+        hint = "; name a model, see `modelstacks models`" if path == key_path("model") else ""
+        return Problem(path, f"is missing{hint}")
     if detail["type"] == "literal_error":
         allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         near = nearest(value, tuple(allowed.split(", "))) if isinstance(value, str) else None
@@ -483,7 +498,9 @@ def _problem(detail: Any) -> Problem:
         return Problem(path, f"{_shown(value)} must be {wanted[detail['type'].split('_')[0]]}", value)
     if detail["type"] == "string_pattern_mismatch":
         form = "lower case letters, digits and '-'" if detail["ctx"]["pattern"] == DNS_LABEL else "a Kubernetes name"
-        return Problem(path, f"{_shown(value)} is no usable name", value, form)
+        key = path.removeprefix(f"{NAMESPACE}:")
+        what = "is no usable name" if key not in _FORMS else "has not the form that is meant"
+        return Problem(path, f"{_shown(value)} {what}", value, _FORMS.get(key, form))
     if detail["type"] == "string_too_short":
         return Problem(path, "is empty", value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")

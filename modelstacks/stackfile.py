@@ -61,7 +61,8 @@ def set_value(path: Path, key: str, value: int) -> None:
     text = documents.read_text(path)
     wanted = {**stack_values(path), key: value}
     name = re.escape(key_path(key))
-    changed, times = re.subn(rf"(?m)^(\s*[\"']?{name}[\"']?\s*:\s*)\d+(?=\s*(#|$))", rf"\g<1>{value}", text)
+    number = r"[\"']?\d+[\"']?(?=\s*(#|$))"
+    changed, times = re.subn(rf"(?m)^(\s*[\"']?{name}[\"']?\s*:\s*){number}", rf"\g<1>{value}", text)
     if not times:
         line = rf"\g<1>{key_path(key)}: {value}\n\g<0>"
         changed, times = re.subn(rf"(?m)^([ ]+)[\"']?{NAMESPACE}:", line, text, count=1)

@@ -125,6 +125,8 @@ class EngineForm(Row):
     metrics: Metrics
     # The variable that the key of its API is read from.
     api_key_env: str
+    # What the engine does with the key that an operator should know.
+    api_key_note: str | None = None
     # The container's own file system stays as the image has it; the reason where that is not possible.
     read_only_root: bool = True
     writes_root_reason: str | None = None

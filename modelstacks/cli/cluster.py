@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -138,8 +137,13 @@ def status(
     while watch:
         # A person reads one picture at a time; what was before is gone, as with `watch`.
         typer.echo("\x1b[2J\x1b[H", nl=False) if sys.stdout.isatty() else None
-        with contextlib.suppress(typer.Exit):
+        try:
             _status(stack, question, seconds, as_json=False)
+        except typer.Exit:
+            pass
+        except ClusterError as error:
+            # A cluster that is silent for a moment is looked at again.
+            typer.echo(f"error: {error}", err=True)
         time.sleep(_WATCH_S)
     _status(stack, question, seconds, as_json=as_json)
 
@@ -272,6 +276,11 @@ def _print_traffic(console: Any, found: Any, decided: Plan) -> None:
     ]
     if seen.servers:
         table(console, (f"of {seen.servers} server{'s' * (seen.servers != 1)}", "now", "planned"), rows, right=("now",))
+    if seen.silent and decided.cloud is not None and decided.cloud.simulated:
+        console.print(
+            f"simulated pods run nothing; `modelstacks local serve {decided.stack}` puts a server behind them"
+        )
+        return
     for text in seen.silent:
         console.print(f"not read: {text}", soft_wrap=True)
 

@@ -10,7 +10,7 @@ import typer
 
 from modelstacks import images, project, stackfile
 from modelstacks.catalog import Catalog
-from modelstacks.errors import EXIT_FAULT, BadInput, Problem
+from modelstacks.errors import EXIT_FAULT, BadInput, Problem, Refused
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -39,7 +39,7 @@ def images_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """List every image that stacks pull: what a closed cluster's registry must hold."""
+    """List every image that stacks pull: what a closed cluster's registry must hold, operators' charts aside."""
     lines = _lines(stacks, all_stacks, registry)
     if check:
         from modelstacks import registry as registries
@@ -71,19 +71,24 @@ def _lines(stacks: list[str] | None, all_stacks: bool, registry: str | None) -> 
         raise BadInput([Problem("stack", "name a stack, or --all")], source="command line")
     users: dict[str, list[str]] = {}
     origins: dict[str, str] = {}
+    refused: list[str] = []
     overlay = {} if registry is None else {"registry": registry}
     for name in names:
         path = stackfile.stack_file(root, name)
         asked = stackfile.parse_file(path, catalog, overlay=overlay)
         decided = plan(asked, catalog, stack=name, thorough=False)
         if not decided.fits:
+            refused.append("\n".join([f"{name} does not fit, so it pulls nothing", *decided.refusal_lines]))
             continue
-        here = images.used_by(render(decided, catalog))
         bare = decided.spec.model_copy(update={"registry": None})
-        there = images.used_by(render(plan(bare, catalog, stack=name, thorough=False), catalog))
-        for image, origin in zip(here, there, strict=True):
+        for origin in images.used_by(render(plan(bare, catalog, stack=name, thorough=False), catalog)):
+            image = images.mirrored(origin, decided.spec.registry)
             users.setdefault(image, []).append(name)
             origins[image] = origin
+    if refused and not users:
+        raise Refused("\n".join(refused), next_step="modelstacks plan STACK")
+    for text in refused:
+        typer.echo(text, err=True)
     return [
         Line(image, origins[image], "digest" if "@sha256:" in image else "tag", tuple(used))
         for image, used in users.items()

@@ -40,12 +40,12 @@ def rotate_key(
         problem = Problem(key_path(key), f"{what}: there is no key of this stack's own to change")
         raise BadInput([problem], source=path.name, next_step="change it where it comes from")
     serial = asked.api_key_serial + 1
-    stackfile.set_value(path, "apiKeySerial", serial)
-    decided = plan(stackfile.parse_file(path, catalog), catalog, stack=stack)
-    if decided.runs:
-        review.store(review.files(decided, catalog, stack), project.rendered_dir(root, stack))
-    typer.echo(f"stacks/{path.name}: {key_path('apiKeySerial')}: {serial}; rendered/{stack} follows")
+    decided = plan(stackfile.parse_file(path, catalog, overlay={"apiKeySerial": serial}), catalog, stack=stack)
+    # A stack that may not run keeps the key that it has.
     decided.check_runs()
+    stackfile.set_value(path, "apiKeySerial", serial)
+    review.store(review.files(decided, catalog, stack), project.rendered_dir(root, stack))
+    typer.echo(f"stacks/{path.name}: {key_path('apiKeySerial')}: {serial}; rendered/{stack} follows")
     command = ["pulumi", "up", "--stack", stack, *(["--yes"] if yes else [])]
     if not apply:
         typer.echo(f"next: {' '.join(command)}")

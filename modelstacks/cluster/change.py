@@ -9,7 +9,7 @@ from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFound
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import Rollout, rollout
 
-# The name under which dry runs apply: nothing is ever kept under it.
+# The name under which dry runs apply where Pulumi has applied nothing: nothing is ever kept under it.
 _MANAGER = "modelstacks-preview"
 # Where the pods of a kind come from.
 _PODS = {
@@ -29,19 +29,27 @@ def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None
         return None
     change = rollout(plan)
     gpus = plan.choice.topology.gpus
-    restarted = [m for m in workloads if m["metadata"]["name"] in there and _restarts(cluster, m, there)]
+    after = {m["metadata"]["name"]: _applied(cluster, m, there.get(m["metadata"]["name"])) for m in workloads}
+    restarted = [
+        m
+        for m in workloads
+        if (live_ := there.get(m["metadata"]["name"])) is not None
+        and ((made := after[m["metadata"]["name"]]) is None or _pods(made) != _pods(live_))
+    ]
     said = []
     if restarted:
         said.append(_restarted(plan, change, restarted, there))
     before = sum(_replicas(found) for found in there.values())
-    after = sum(_replicas(m) for m in workloads) if plan.spec.autoscale is None else before
-    if after > before:
-        more = after - before
+    # What the server would make of it: a count that nobody sets any more is 1, until the autoscaler raises it.
+    then = sum(_replicas(after[m["metadata"]["name"]] or m) for m in workloads)
+    if then > before:
+        more = then - before
         text = f"adds {more} replica{'s' * (more != 1)}, {more * gpus} GPU{'s' * (more * gpus != 1)} more"
         said.append(f"{text}, ready in up to {round(plan.timeouts.ready_s / 60)} minutes")
-    elif after < before:
-        less = before - after
-        said.append(f"takes {less} replica{'s' * (less != 1)} away, {less * gpus} GPU{'s' * (less * gpus != 1)} less")
+    elif then < before:
+        less = before - then
+        text = f"takes {less} replica{'s' * (less != 1)} away, {less * gpus} GPU{'s' * (less * gpus != 1)} less"
+        said.append(text + (", until the autoscaler asks for them" if plan.spec.autoscale is not None else ""))
     return "; ".join(said) or "restarts no pod"
 
 
@@ -68,16 +76,23 @@ def _live(cluster: Cluster, manifest: Manifest) -> Manifest | None:
         return None
 
 
-def _restarts(cluster: Cluster, manifest: Manifest, there: dict[str, Manifest]) -> bool:
-    """The pod template would be another one, defaults of the API server included."""
-    live = there[manifest["metadata"]["name"]]
+def _applied(cluster: Cluster, manifest: Manifest, live: Manifest | None) -> Manifest | None:
+    """What the API server would make of a workload, defaults included; None for a change that it refuses."""
+    if live is None:
+        return manifest
     try:
-        # Forced: fields that the real apply owns are meant to change.
-        after = cluster.apply(manifest, _MANAGER, dry_run=True, force=True)
+        # As who applied it before: what the manifest leaves out is then taken away. Forced: changes are meant.
+        return cluster.apply(manifest, _manager(live), dry_run=True, force=True)
     except ApiError:
-        # What the server refuses is said by the real apply; a fixed field means that everything is made anew.
-        return True
-    return bool(_pods(after) != _pods(live))
+        # What is refused is said by the real apply; a fixed field means that everything is made anew.
+        return None
+
+
+def _manager(live: Manifest) -> str:
+    """The field manager by which Pulumi applied the object."""
+    entries = live["metadata"].get("managedFields") or []
+    names = [str(entry.get("manager")) for entry in entries if entry.get("operation") == "Apply"]
+    return next((name for name in names if name.startswith("pulumi")), names[0] if names else _MANAGER)
 
 
 def _pods(workload: Manifest) -> Any:

@@ -24,14 +24,15 @@ def connect(cluster: Cluster, namespace: str, pod: str, port: int) -> socket.soc
     from kubernetes.client.exceptions import ApiException
     from kubernetes.stream import portforward
 
-    core = client.CoreV1Api(cluster.client)
+    # A client of its own: the stream replaces parts of the one that it is given, and others use theirs meanwhile.
+    core = client.CoreV1Api(client.ApiClient(cluster.client.configuration))
     try:
         forward = portforward(core.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
         found: socket.socket = forward.socket(port)
     except (ApiException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
+        reason = str(getattr(error, "reason", None) or error).strip() or type(error).__name__
         raise ClusterError(
-            f"port {port} of pod {pod} cannot be forwarded: {str(reason).strip().splitlines()[0]}",
+            f"port {port} of pod {pod} cannot be forwarded: {reason.splitlines()[0]}",
             next_step=f"kubectl auth can-i create pods/portforward -n {namespace}",
         ) from None
     found.settimeout(_ANSWER_S)

@@ -110,7 +110,11 @@ def traffic(
 
     def one(name: str) -> Reading | None:
         try:
-            return read(forward.get(cluster, plan.namespace, name, form.port, "/metrics"), name, form)
+            text = forward.get(cluster, plan.namespace, name, form.port, "/metrics")
+            # Of a Ray cluster's nodes one has the engine, the others have no metrics of it.
+            if plan.tier_form.form == "ray" and form.metrics.running not in text:
+                return None
+            return read(text, name, form)
         except ClusterError as error:
             silent.append(f"{name}: {error.message}")
             return None

@@ -11,9 +11,10 @@ from modelstacks.cluster.findings import Finding, note, problem, quantity, shown
 from modelstacks.cluster.nodes import Need
 from modelstacks.cluster.pods import events_of
 from modelstacks.cluster.snapshot import Snapshot, labels_of
+from modelstacks.images import registry_of
 from modelstacks.plan import Plan
 from modelstacks.render.cloud import LEVELS
-from modelstacks.render.values import api_key_secret
+from modelstacks.render.values import api_key_secret, security_level
 
 _ENFORCE = "pod-security.kubernetes.io/enforce"
 
@@ -46,9 +47,7 @@ def _namespace(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) -> lis
         found.append(
             problem("namespace", text, f"wait, or see what holds it: kubectl get namespace {plan.namespace} -o yaml")
         )
-    needed = next(
-        (labels_of(m).get(_ENFORCE, "restricted") for m in manifests if m["kind"] == "Namespace"), "restricted"
-    )
+    needed = security_level(plan)
     enforced = labels_of(live).get(_ENFORCE)
     if enforced in LEVELS and LEVELS.index(enforced) < LEVELS.index(needed):
         text = f"namespace {plan.namespace} enforces Pod Security {enforced}, and this stack's pods need {needed}"
@@ -75,6 +74,11 @@ def _api_key(snapshot: Snapshot, plan: Plan) -> list[Finding]:
         )
     if not (secret.get("data") or {}).get("key"):
         return [problem("secrets", f"Secret {name} has no key `key`, which servers read", mend)]
+    key = _decoded(secret["data"]["key"])
+    if not key.isprintable() or key != key.strip():
+        return [
+            problem("secrets", f"the key in Secret {name} has blanks or a line break, which HTTP does not carry", mend)
+        ]
     return []
 
 
@@ -144,16 +148,11 @@ def _pull_secret(snapshot: Snapshot, plan: Plan, wanted: list[Need]) -> list[Fin
     except (ValueError, KeyError, TypeError):
         return [problem("secrets", f"Secret {name} holds no readable .dockerconfigjson", create)]
     known = {re.sub(r"^https?://|/.*$", "", server).replace("index.docker.io", "docker.io") for server in servers}
-    missing = sorted({registry for image in images if (registry := _registry(image)) not in known})
+    missing = sorted({registry for image in images if (registry := registry_of(image)) not in known})
     if missing:
         text = f"Secret {name} has credentials for {', '.join(sorted(known)) or 'nothing'}, images come from "
         return [warning("secrets", text + ", ".join(missing), create)]
     return []
-
-
-def _registry(image: str) -> str:
-    head, slash, _ = image.partition("/")
-    return head if slash and ("." in head or ":" in head or head == "localhost") else "docker.io"
 
 
 def _storage(snapshot: Snapshot, plan: Plan) -> list[Finding]:
@@ -164,7 +163,9 @@ def _storage(snapshot: Snapshot, plan: Plan) -> list[Finding]:
             text = f"there is no StorageClass {weights.storage_class}; there are {', '.join(sorted(classes)) or 'none'}"
             mend = "name one of them in modelstacks:weights.storageClass, or leave it out to use the node's disk"
             return [problem("storage", text, mend)]
-        if classes[weights.storage_class].get("volumeBindingMode") != "WaitForFirstConsumer":
+        late = classes[weights.storage_class].get("volumeBindingMode") == "WaitForFirstConsumer"
+        # A volume of all is made once, and its network reaches every zone.
+        if not late and not weights.shared:
             text = f"StorageClass {weights.storage_class} binds volumes before pods are placed: they may lie in a zone "
             return [
                 warning("storage", text + "without the GPUs", "take one with volumeBindingMode WaitForFirstConsumer")

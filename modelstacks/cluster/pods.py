@@ -61,8 +61,9 @@ def _last_words(pod: Manifest) -> str:
     """The last line that a container which ended left with its pod."""
     for container in (pod.get("status") or {}).get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated")
-        if ended and ended.get("exitCode") and ended.get("message"):
-            return str(ended["message"]).strip().splitlines()[-1]
+        said = str((ended or {}).get("message") or "").strip()
+        if ended and ended.get("exitCode") and said:
+            return said.splitlines()[-1]
     return ""
 
 

@@ -25,7 +25,7 @@ def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     ready = condition(scaled, "Ready")
     failed = [e for e in events_of(snapshot, "ScaledObject", plan.name) if e.get("reason") == "KEDAScalerFailed"]
     idle = plan.spec.autoscale.min == 0 and not _replicas(snapshot, plan)
-    if ready.get("status") == "False":
+    if ready.get("status") == "False" and not idle:
         why = ready.get("message") or ready.get("reason") or "no reason given"
         found.append(problem("scaling", f"ScaledObject {plan.name} is not ready: {why}", mend, plan.name))
     if failed and not idle:

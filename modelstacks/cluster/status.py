@@ -81,7 +81,7 @@ def status(snapshot: Snapshot, plan: Plan, manifests: list[Manifest], findings: 
     price = plan.cost.price.usd_per_hour if plan.cost.price is not None and plan.pool is not None else None
     return Status(
         deployed=any(found is not None for found in live_),
-        replicas=plan.spec.replicas,
+        replicas=0 if _is_idle(plan, live_) else plan.spec.replicas,
         ready_replicas=sum(_ready_replicas(found) for found in live_ if found is not None),
         pods=lines,
         nodes=tuple(_node_line(node) for node in hosts),
@@ -106,6 +106,13 @@ def with_servers(found: Status, cluster: Cluster, snapshot: Snapshot, plan: Plan
         lines.append(line)
     names = live.servers(plan, list(own.values()))
     return replace(found, pods=tuple(lines), traffic=live.traffic(cluster, plan, names, form_of(plan), between_s))
+
+
+def _is_idle(plan: Plan, workloads: list[Manifest | None]) -> bool:
+    """Scaled to zero, as the stack lets KEDA do it."""
+    scale = plan.spec.autoscale
+    running = [(found.get("spec") or {}).get("replicas") for found in workloads if found is not None]
+    return scale is not None and scale.min == 0 and bool(running) and not any(running)
 
 
 def _hours(node: Manifest) -> float:

@@ -78,6 +78,11 @@ def target(cluster: Cluster, plan: Plan) -> Target:
                 f"Secret {secret} in {plan.namespace} has no key of the API", next_step=f"pulumi up -s {plan.stack}"
             )
         key = base64.b64decode(data["key"]).decode(errors="replace")
+        if not key.isprintable() or key != key.strip():
+            raise ClusterError(
+                f"the key in Secret {secret} has blanks or a line break, which HTTP does not carry",
+                next_step=f"make Secret {secret} again, without them",
+            )
     # TGI takes any name and is known by its checkpoint's.
     form = form_of(plan)
     return Target(ready[0], form.port, plan.choice.model.id, form.health_path, secret, key)
@@ -137,12 +142,16 @@ def _pieces(answer: http.client.HTTPResponse) -> Iterator[str]:
         text = line.decode(errors="replace").strip()
         if not text.startswith("data:") or text.endswith("[DONE]"):
             continue
-        event = json.loads(text.removeprefix("data:"))
-        if "error" in event:
-            error = event["error"]
-            raise ClusterError(f"the answer ended in an error: {error.get('message', error)}")
-        for choice in event.get("choices", []):
-            delta = choice.get("delta") or {}
+        try:
+            event = json.loads(text.removeprefix("data:"))
+        except ValueError:
+            raise ClusterError(f"the answer is no stream of JSON events: {text[:80]!r}") from None
+        if not isinstance(event, dict) or "error" in event:
+            error = event.get("error") if isinstance(event, dict) else event
+            said = error.get("message", error) if isinstance(error, dict) else error
+            raise ClusterError(f"the answer ended in an error: {said}")
+        for choice in event.get("choices") or []:
+            delta = (choice.get("delta") if isinstance(choice, dict) else None) or {}
             piece = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
             if piece:
                 yield piece

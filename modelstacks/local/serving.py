@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import os
 import signal
@@ -27,6 +28,7 @@ Report = Callable[[str], None]
 _MANAGER = "modelstacks-local"
 _FORWARD = Kind("kwok.x-k8s.io/v1alpha1", "ClusterPortForward")
 _ANSWERS_WITHIN_S = 120.0
+_LEAVES_WITHIN_S = 10.0
 
 
 def serve(root: Path, stack: str, report: Report, *, load_s: float, token_s: float) -> None:
@@ -55,9 +57,15 @@ def serve(root: Path, stack: str, report: Report, *, load_s: float, token_s: flo
     except KeyboardInterrupt:
         report("stopped")
     finally:
-        cluster.delete(_FORWARD, None, decided.name, "Background")
         process.terminate()
-        process.wait()
+        try:
+            process.wait(timeout=_LEAVES_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        # A cluster that is gone has forgotten it already.
+        with contextlib.suppress(ClusterError):
+            cluster.delete(_FORWARD, None, decided.name, "Background")
 
 
 def server_of(cluster: Cluster, plan: Plan) -> Manifest:
@@ -82,8 +90,9 @@ def start(
     env = dict(os.environ)
     secret = api_key_secret(plan)
     held = cluster.get(Kind("v1", "Secret"), plan.namespace, secret) if secret is not None else None
-    if held is not None:
-        env[form_of(plan).api_key_env] = base64.b64decode(held["data"]["key"]).decode()
+    key = ((held or {}).get("data") or {}).get("key")
+    if key is not None:
+        env[form_of(plan).api_key_env] = base64.b64decode(key).decode(errors="replace")
     command = [
         sys.executable, "-m", "modelstacks.local.modelserver", "--engine", engine, "--listen", str(port),
         "--load-s", str(load_s), "--token-s", str(token_s), "--kv-tokens", str(plan.memory.kv_cache_tokens),

@@ -15,7 +15,7 @@ from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path
 from modelstacks.plan import choose
 from modelstacks.plan.check import Checked, estimate, load_cache
-from modelstacks.plan.leaving import leaving
+from modelstacks.plan.leaving import GRACE_AT_MOST_S, leaving
 from modelstacks.plan.rollout import refusals as rollout_refusals
 from modelstacks.plan.startup import timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
@@ -62,7 +62,7 @@ def plan(
         problem = Problem(key_path("autoscale"), text, None, "modelstacks:replicas")
         raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
     _check_launcher(plan, catalog)
-    _check_read_only(plan)
+    _check_server_keys(plan)
     plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan), *_weights_refusals(plan)))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
@@ -165,8 +165,13 @@ def _disk_refusals(plan: Plan) -> list[Refusal]:
     return [Refusal("disk-too-small", text, disk.need_gib, round(disk.have_gib), "GiB of node disk")]
 
 
-def _check_read_only(plan: Plan) -> None:
+def _check_server_keys(plan: Plan) -> None:
+    """Raise BadInput for settings of servers that the decided tier or engine has no use for."""
     form = plan.choice.form
+    if plan.spec.rollout == "recreate" and plan.nodes_per_replica > 1:
+        text = "is for replicas on one node: over several nodes they are changed one by one, or beside one another"
+        problem = Problem(key_path("rollout"), text, "recreate", "in-place, surge")
+        raise BadInput([problem], source=plan.stack or plan.choice.model.id, next_step="leave it out")
     if plan.spec.read_only_root and form is not None and not form.read_only_root:
         text = f"is not for {plan.choice.engine} in the {plan.choice.tier} tier: {form.writes_root_reason}"
         problem = Problem(key_path("readOnlyRoot"), text, True, "false")
@@ -307,7 +312,7 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
     held = cost.machine.gpus * cost.machines if cost.machine is not None else plan.gpus
     if held > plan.gpus and plan.spec.replicas:
         warnings.append(f"{held - plan.gpus} of {held} GPUs paid for stay idle: {_machine(plan)} is rented whole")
-    warnings += _pool_warnings(plan)
+    warnings += _pool_warnings(plan) + _server_warnings(plan)
     if plan.spec.autoscale is not None:
         warnings.append(
             f"autoscaling needs KEDA (operators: [keda]) and a Prometheus at {plan.spec.autoscale.prometheus} that "
@@ -345,6 +350,31 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
         original = choice.model.architecture.max_context
         warnings.append(f"context beyond {original} stretches RoPE, which can cost quality on short prompts")
     return warnings
+
+
+def _server_warnings(plan: Plan) -> list[str]:
+    """What a reviewer must know of how servers start and leave."""
+    warnings = []
+    if plan.leaving.grace_s > GRACE_AT_MOST_S:
+        text = (
+            f"drainSeconds asks for a grace of {plan.leaving.grace_s} s: node drains by the Cluster Autoscaler and by "
+        )
+        text += f"clouds wait {GRACE_AT_MOST_S} s"
+        if plan.nodes_per_replica > 1:
+            text += ", and over several nodes every pod that leaves takes all of it, busy or not"
+        warnings.append(text)
+    shared, zones = plan.spec.weights, plan.spec.cloud.zones if plan.spec.cloud is not None else ()
+    if shared.on_one_node and plan.weights.fetched_by == "job" and len(zones) != 1:
+        warnings.append("a ReadWriteOnce volume lies in the zone of the Job that fills it: name one in cloud.zones")
+    if plan.weights.reads_hub and plan.timeouts.download_s > _LONG_DOWNLOAD_S:
+        minutes = round(plan.timeouts.download_s / 60)
+        text = f"every pod that comes fetches {plan.weights_gib:,.0f} GiB from the hub, {minutes} minutes: "
+        warnings.append(text + "modelstacks:weights: {storageClass: NAME, shared: true} fetches them once")
+    return warnings
+
+
+# From here on it is worth a volume.
+_LONG_DOWNLOAD_S = 1800
 
 
 def _runs_own_code(plan: Plan) -> bool:

@@ -59,6 +59,7 @@ def _objects(plan: Plan, catalog: Catalog) -> list[Manifest]:
     placement = part(catalog, "parts/placement.yaml.j2", context)
     context["dns_egress"] = part(catalog, "parts/dns.yaml.j2", context)
     context |= _fetching(plan, catalog, context)
+    context["tmp_volume"] = context["own_tmp"] or context["fetch_init"] is not None
     volumes, fabric = part(catalog, "parts/volumes.yaml.j2", context), context["fabric"]
     first = [context["fetch_init"]] if context["fetch_init"] is not None else []
     context |= {
@@ -123,7 +124,8 @@ def _parts_asked_for(plan: Plan, context: dict[str, Any]) -> list[str]:
     # A namespace of several stacks is bounded by its owner's own quota, not by one of each.
     if plan.spec.namespace_owner is None and "namespace" not in plan.spec.shared:
         parts.append("resourcequota")
-    if plan.spec.namespace_owner is None:
+    # Where others live too, who may talk to whom is not this stack's to say.
+    if plan.spec.namespace_owner is None and "namespace" not in plan.spec.shared:
         parts.append("defaultdeny")
     if plan.spec.priority_class is None:
         parts.append("priorityclass")

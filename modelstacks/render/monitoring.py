@@ -32,7 +32,7 @@ def values(plan: Plan, form: EngineForm, labels: dict[str, str]) -> dict[str, An
         return {}
     dashboard = _dashboard(plan, panels(plan, form.metrics))
     return {
-        "monitor_labels": labels | asked.labels,
+        "monitor_labels": asked.labels | labels,
         "rule_group": f"{plan.namespace}.{plan.name}",
         "alerts": alerts(plan, form.metrics),
         "dashboard_name": f"{plan.name}-dashboard",
@@ -77,7 +77,9 @@ def alerts(plan: Plan, metrics: Metrics) -> list[dict[str, Any]]:
         (
             "ModelServerLoadsTooLong",
             f"(time() - max by (pod) (kube_pod_start_time{mine}) > {plan.timeouts.ready_s}) "
-            f"and on (pod) (max by (pod) (kube_pod_status_ready{ready}) == 0)", "1m", "warning",
+            f"and on (pod) (max by (pod) (kube_pod_status_ready{ready}) == 0) "
+            f"unless on (pod) kube_pod_status_ready_time{mine} unless on (pod) kube_pod_deletion_timestamp{mine}",
+            "1m", "warning",
             "a server has not become ready in its budget",
             f"The plan gives a pod of {name} {budget_min} minutes to be ready: it is slower than planned, or stuck.",
         ),
@@ -87,7 +89,8 @@ def alerts(plan: Plan, metrics: Metrics) -> list[dict[str, Any]]:
             f"{name} has had no request for two hours; GPUs of the plan: {plan.gpus}{money}.",
         ),
     ]  # fmt: skip
-    if plan.spec.autoscale is not None and plan.spec.autoscale.min == 0:
+    scale = plan.spec.autoscale
+    if (scale is not None and scale.min == 0) or not plan.spec.replicas:
         # None at all is what was asked for.
         found = [one for one in found if one[0] != "ModelServerDown"]
     if metrics.kv_cache is not None:

@@ -43,8 +43,10 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
     checkpoint = plan.checkpoint
     flags = choice.model.engine_flags.get(choice.engine, ())
     change, going = rollout(plan), plan.leaving
+    preempts = spec.cloud is not None and spec.cloud.warm_spares > 0
     # An old pod leaves, at worst twice its grace with the quota's slow retry, then the next one comes.
     one_pod_s = 2 * going.grace_s + times.ready_s
+    again_s = 2 * going.grace_s + times.startup_s + (times.before_s if plan.weights.in_pod else 0)
     simulated = plan.cloud is not None and plan.cloud.simulated
     state = spec.head_recovery
     operator = plan.tier_form.operator
@@ -61,6 +63,7 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
             "pod_labels": selector,
             "worker_labels": selector | plan.tier_form.worker_labels,
             "replicas": spec.replicas,
+            "awaits_service": bool(spec.replicas) and not (spec.autoscale is not None and spec.autoscale.min == 0),
             "autoscale": _autoscale(plan),
             "several_nodes": plan.nodes_per_replica > 1,
             "workers": nodes,
@@ -95,10 +98,9 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
             "strategy": _strategy(change.way),
             "spread": _spread(plan, selector),
             "together": _together(selector) if spec.weights.on_one_node else None,
-            "priority_class": spec.priority_class or f"{plan.name}-server",
-            "preemption_policy": "PreemptLowerPriority"
-            if spec.cloud is not None and spec.cloud.warm_spares
-            else "Never",
+            # A policy cannot be changed, so another has another name; names in system- are Kubernetes' own.
+            "priority_class": spec.priority_class or f"modelstacks-{plan.name}{'-preempting' if preempts else ''}",
+            "preemption_policy": "PreemptLowerPriority" if preempts else "Never",
             "pre_stop_s": going.pre_stop_s,
             # Several nodes end together, so each stays until requests are done.
             "leave_s": going.pre_stop_s + going.drain_s,
@@ -140,7 +142,7 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
                 "hf_overrides": json.dumps(plan.hf_overrides, separators=(",", ":")) if plan.hf_overrides else "",
                 "startup_s": str(times.startup_s),
                 # One pod after the other, where several are changed.
-                "await_s": str(one_pod_s + max(0, change.steps - 1) * (2 * going.grace_s + times.startup_s)),
+                "await_s": str(one_pod_s + max(0, change.steps - 1) * again_s),
                 "cpu": str(size.cpu),
                 "memory": f"{size.memory_gib}Gi",
                 "shm_size": f"{size.shm_gib}Gi",

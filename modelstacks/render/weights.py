@@ -15,6 +15,7 @@ from modelstacks.podsize import PodSize
 WEIGHTS_COMPONENT = "weights"
 # What S3 and GCS clients read their credentials from.
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION")
+_BUCKET_MOUNT = "/etc/modelstacks/bucket"
 
 
 def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
     spec, where = plan.spec.weights, plan.weights
     name = f"{plan.name}-weights"
     selector = {"app.kubernetes.io/instance": name}
-    claim = spec.claim or name
+    # Of another checkpoint the volume has another size, which Kubernetes does not let shrink.
+    claim = spec.claim or f"{name}-{_short(plan.checkpoint.repo or '' if plan.checkpoint is not None else '')}"
     revision = plan.checkpoint.revision if plan.checkpoint is not None else None
     filled = plan.weights_gib if plan.checkpoint is None else plan.checkpoint.size_gib
     root = {"runAsUser": 0, "runAsNonRoot": False}
@@ -35,7 +37,11 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
         "weights": where,
         "reads_hub": where.reads_hub,
         "servers_fetch": where.reads_hub or where.place == "object-store" or where.fetched_by == "init",
-        "credentials": _CREDENTIALS if spec.credentials_secret is not None else (),
+        "streams": where.place == "object-store",
+        # Google's client reads a file, the S3 one variables.
+        "credentials": _CREDENTIALS if spec.credentials_secret is not None and not _is_google(plan) else (),
+        "bucket_file": f"{_BUCKET_MOUNT}/credentials.json" if spec.credentials_secret and _is_google(plan) else None,
+        "bucket_mount": _BUCKET_MOUNT,
         "credentials_secret": spec.credentials_secret,
         "weights_mount": MOUNT,
         "weights_source": _source(plan, claim),
@@ -58,6 +64,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
         "fetch_selector": selector,
         "fetch_security": unprivileged,
         "init_security": unprivileged | root,
+        "fetch_placement": _placement(plan),
         "before_s": plan.timeouts.before_s,
         "before_text": str(plan.timeouts.before_s),
     }
@@ -66,6 +73,25 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
 def program(catalog: Catalog) -> str:
     """The program that fetches weights, as the ConfigMap carries it."""
     return (catalog.templates / "programs" / "prefetch.py").read_text(encoding="utf-8")
+
+
+def _is_google(plan: Plan) -> bool:
+    return (plan.spec.weights.uri or "").startswith("gs://")
+
+
+def _placement(plan: Plan) -> dict[str, Any]:
+    """Where the Job runs: anywhere; to fill a volume of one node, in its zone and rather where servers mount it."""
+    cloud = plan.spec.cloud
+    if not plan.spec.weights.on_one_node:
+        return {"nodeSelector": {}, "tolerations": [], "affinity": {}}
+    zone = {"topology.kubernetes.io/zone": cloud.zones[0]} if cloud is not None and len(cloud.zones) == 1 else {}
+    servers = {"matchLabels": {"app.kubernetes.io/instance": plan.name}}
+    beside = {"weight": 100, "podAffinityTerm": {"labelSelector": servers, "topologyKey": "kubernetes.io/hostname"}}
+    return {
+        "nodeSelector": zone,
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [beside]}},
+    }
 
 
 def _short(text: str) -> str:

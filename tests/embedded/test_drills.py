@@ -77,8 +77,8 @@ def is_ready(pod: dict[str, Any]) -> bool:
 class Drill:
     """The stack under test in its checkout, and what is done to it."""
 
-    def __init__(self, checkout: Checkout) -> None:
-        self.checkout = checkout
+    def __init__(self, checkout: Checkout, logs: Path) -> None:
+        self.checkout, self.logs = checkout, logs
         self.cluster = Cluster.connect(checkout.exports["KUBECONFIG"], None, STACK)
 
     def stage(self, name: str, **values: str) -> None:
@@ -120,7 +120,7 @@ class Drill:
 
     def hear(self, *texts: str, timeout_s: float = 150) -> str:
         """What `pulumi up` says until all of `texts` were said; it is then interrupted as by Ctrl-C."""
-        log = self.checkout.state / "drill.log"
+        log = self.logs / "drill.log"
         up = self.begin_up(log)
         deadline = time.monotonic() + timeout_s
         try:
@@ -131,9 +131,7 @@ class Drill:
         finally:
             up.terminate()
             up.wait(timeout=60)
-        said = log.read_text()
-        log.unlink()
-        return said
+        return log.read_text()
 
     def pods(self) -> list[dict[str, Any]]:
         return self.cluster.items(Kind("v1", "Pod"), STACK, labelSelector=f"app.kubernetes.io/instance={STACK}")
@@ -155,12 +153,13 @@ class Drill:
         """What the next `make up` does about a lock that a killed `pulumi` left."""
         self.checkout.run("pulumi", "cancel", "--yes", "-s", STACK, check=False)
 
-    def converges(self, replicas: int) -> None:
-        """The next `up` brings all that was asked for, the one after changes nothing, and nothing is left over."""
+    def converges(self, replicas: int, *, twice: bool = False) -> None:
+        """The next `up` brings what was asked for, and nothing is left over; `twice`, another one changes nothing."""
         self.release()
         self.up()
         eventually("all serve", lambda: self.serves(replicas), 120)
-        self.checkout.run("pulumi", "preview", "--expect-no-changes", "--non-interactive", "-s", STACK)
+        if twice:
+            self.checkout.run("pulumi", "preview", "--expect-no-changes", "--non-interactive", "-s", STACK)
         state = json.loads(self.checkout.run("pulumi", "stack", "export", "-s", STACK).stdout)["deployment"]
         assert not state.get("pending_operations"), "no operation is left open"
         assert not [r["urn"] for r in state["resources"] if r.get("delete")], "nothing waits to be deleted"
@@ -176,20 +175,28 @@ class Drill:
 
 
 @pytest.fixture
-def drill(checkout: Checkout) -> Iterator[Drill]:
+def drill(checkout: Checkout, tmp_path: Path) -> Iterator[Drill]:
     """Two replicas that serve, on nodes of their own."""
     checkout.copy_stack(STACK)
     checkout.edit(STACK, "replicas: 1", "replicas: 2")
     checkout.modelstacks("local", "up", STACK)
     checkout.source_env()
-    made = Drill(checkout)
-    made.as_usual()
+    made = Drill(checkout, tmp_path)
     eventually("two serve", lambda: made.serves(2))
     yield made
     made.as_usual()
     made.release()
+    # What a drill that failed left behind must not hold the next one up.
+    broken = [p["metadata"]["name"] for p in made.pods() if not is_ready(p)]
+    if broken:
+        checkout.kubectl("delete", "pods", "-n", STACK, "--force", *broken)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaves_nothing(checkout: Checkout) -> Iterator[None]:
+    """After the last drill the stack goes, and its machines with it."""
+    yield
     checkout.copy_stack(STACK)
-    checkout.kubectl("delete", "pods", "--all", "-n", STACK, "--force", "--ignore-not-found")
     checkout.run("pulumi", "destroy", "--yes", "--non-interactive", "-s", STACK)
     eventually("no claim is left", lambda: not checkout.objects("nodeclaims.karpenter.sh", *OWN))
 
@@ -217,6 +224,7 @@ def test_a_roll_out_in_place_keeps_all_but_one(drill: Drill) -> None:
     assert not drill.problems()
 
 
+@pytest.mark.thorough
 def test_a_roll_out_by_surge_keeps_all(drill: Drill) -> None:
     """With room for one more, the next is ready before an old one goes."""
     drill.set(cloud={"kind": "kwok", "limitGpus": 3})
@@ -257,21 +265,24 @@ def test_an_up_that_is_killed(drill: Drill, seed: int) -> None:
     drill.stage("load", LOAD_S="2")
     drill.set(drainSeconds=90, replicas=3)
     with Watch(drill.cluster) as seen:
-        up = drill.begin_up(drill.checkout.state / "killed.log")
+        up = drill.begin_up(drill.logs / "killed.log")
         time.sleep(moment(seed, "killed", 14))
         os.killpg(up.pid, signal.SIGKILL)
         up.wait()
-        drill.converges(3)
+        drill.converges(3, twice=True)
     assert seen.lowest >= 1
 
 
+# What the watcher had open when its server went.
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", TIMES)
 def test_an_api_server_that_restarts(drill: Drill, seed: int) -> None:
     """Killed in the middle of an up, back two seconds later: the up waits it out or says so, and nothing is lost."""
     drill.stage("load", LOAD_S="2")
     drill.set(drainSeconds=90)
     with Watch(drill.cluster) as seen:
-        up = drill.begin_up(drill.checkout.state / "restarted.log")
+        up = drill.begin_up(drill.logs / "restarted.log")
         time.sleep(moment(seed, "restarted", 10))
         status = json.loads(drill.checkout.modelstacks("local", "status", "--json").stdout)
         (pid,) = [c["pid"] for c in status["components"] if c["name"] == "kube-apiserver"]
@@ -279,15 +290,15 @@ def test_an_api_server_that_restarts(drill: Drill, seed: int) -> None:
         folder = Path(f"/proc/{pid}/cwd").readlink()
         os.kill(pid, signal.SIGKILL)
         time.sleep(2)
-        subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        # Nobody's child: it outlives this test as it did the one before.
+        again = 'cd "$0" && setsid "$@" > /dev/null 2>&1 < /dev/null &'
+        subprocess.run(["bash", "-c", again, str(folder), *command], check=True)
         code = up.wait(timeout=240)
-        said = (drill.checkout.state / "restarted.log").read_text()
+        said = (drill.logs / "restarted.log").read_text()
         assert "Traceback" not in said
         assert code == 0 or "does not answer" in said or "connection" in said.lower(), said[-2000:]
         eventually("it answers", lambda: drill.checkout.run("kubectl", "get", "ns", check=False).returncode == 0)
-        drill.converges(2)
+        drill.converges(2, twice=True)
     assert seen.lowest >= 1
 
 
@@ -335,7 +346,8 @@ def test_a_spot_machine_that_is_taken_back(drill: Drill, seed: int) -> None:
          ("cannot be pulled", "manifest unknown")),
         ("end", {"CODE": "1", "REASON": "Error", "WORDS": '"torch.OutOfMemoryError: CUDA out of memory. Tried"'},
          ("GPU memory ran out", "CUDA out of memory")),
-        ("end", {"CODE": "137", "REASON": "OOMKilled", "WORDS": '""'}, ("OOMKilled", "the node's memory")),
+        pytest.param("end", {"CODE": "137", "REASON": "OOMKilled", "WORDS": '""'}, ("OOMKilled", "the node's memory"),
+                     marks=pytest.mark.thorough),
         ("end", {"CODE": "1", "REASON": "Error", "WORDS": '"GatedRepoError: 401 Client Error. Access is restricted"'},
          ("ended with code 1", "401 Client Error")),
     ],
@@ -381,7 +393,7 @@ def test_two_ups_at_once(drill: Drill, seed: int) -> None:
     """One holds the lock, the other says who; together they did what one would."""
     drill.stage("load", LOAD_S="2")
     drill.set(drainSeconds=90)
-    logs = [drill.checkout.state / f"both-{index}.log" for index in range(2)]
+    logs = [drill.logs / f"both-{index}.log" for index in range(2)]
     with Watch(drill.cluster) as seen:
         first = drill.begin_up(logs[0])
         time.sleep(moment(seed, "both", 2))
@@ -391,7 +403,7 @@ def test_two_ups_at_once(drill: Drill, seed: int) -> None:
         assert codes[0] == 0, said
         if codes[1]:
             assert any("lock" in text for text in said), said
-        drill.converges(2)
+        drill.converges(2, twice=True)
     assert seen.lowest >= 1
 
 
@@ -463,7 +475,7 @@ def test_secrets_are_nowhere_in_plain_text(drill: Drill) -> None:
         ["pulumi", "config", "set", "--secret", "modelstacks:hubToken", "-s", STACK], input=token, text=True,
         env=environment, cwd=drill.checkout.folder, check=True, capture_output=True,
     )  # fmt: skip
-    log = drill.checkout.state / "secret.log"
+    log = drill.logs / "secret.log"
     up = drill.begin_up(log)
     lines: set[str] = set()
     while up.poll() is None:

@@ -82,7 +82,7 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def keda(running: Checkout) -> Iterator[Checkout]:
+def keda(running: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     """KEDA beside the embedded cluster, its adapter behind the API server's aggregation."""
     from modelstacks.local.layout import Layout
 
@@ -92,8 +92,7 @@ def keda(running: Checkout) -> Iterator[Checkout]:
     definitions = toolchain.crds(["keda"], layout.cache, print)
     kubeconfig = running.exports["KUBECONFIG"]
     (pki,) = Path(kubeconfig).parent.rglob("pki")
-    certs = running.state / "keda"
-    certs.mkdir()
+    certs = tmp_path_factory.mktemp("keda")
     for name, source in (("ca.crt", "ca.crt"), ("tls.crt", "admin.crt"), ("tls.key", "admin.key")):
         (certs / name).symlink_to(pki / source)
     metrics, health, grpc, secure, plain = (ports.a_free_one() for _ in range(5))
@@ -113,7 +112,7 @@ def keda(running: Checkout) -> Iterator[Checkout]:
         f"--tls-private-key-file={certs}/tls.key", f"--client-ca-file={certs}/ca.crt",
         "--authentication-skip-lookup=true",
     ]  # fmt: skip
-    log = (running.state / "keda.log").open("w")
+    log = (certs / "log").open("w")
     started = [subprocess.Popen(one, env=environment, stdout=log, stderr=log) for one in (operator, adapter)]
     service = {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "keda-metrics-apiserver", "namespace": "keda"},

@@ -67,6 +67,9 @@ class Played:
 
     def apply(self, manifest: dict[str, Any], manager: str, **more: Any) -> dict[str, Any]:
         assert more == {"dry_run": True, "force": True}, "nothing is changed by looking"
+        assert manager == "pulumi-kubernetes-1", "as another one, what is left out would stay"
+        if manifest["kind"] == "Deployment":
+            manifest = {**manifest, "spec": {"replicas": 1, **manifest["spec"]}}
         return manifest
 
 
@@ -175,7 +178,13 @@ def test_try_streams_a_first_answer_with_the_stacks_key(reached: dict[str, int])
 
 
 def test_try_says_what_is_missing() -> None:
-    """No ready server, or no key yet."""
+    """No ready server, no key yet, or one that HTTP does not carry, which is not shown."""
+    import base64
+
+    broken = {"metadata": {"name": "test-api-key-1"}, "data": {"key": base64.b64encode(b"opensesame\n").decode()}}
+    with pytest.raises(ClusterError, match="a line break") as caught:
+        trial.target(Played({("Pod", "test-1"): pod("test-1"), ("Secret", "test-api-key-1"): broken}), decide())  # type: ignore[arg-type]
+    assert "opensesame" not in str(caught.value)
     with pytest.raises(ClusterError, match="no server of test is ready"):
         trial.target(Played({("Pod", "test-1"): pod("test-1", ready=False)}), decide())  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match="has no key"):
@@ -190,12 +199,19 @@ def test_try_says_what_is_missing() -> None:
         ({}, {"replicas": 3}, "adds 2 replicas, 2 GPUs more"),
         ({"replicas": 3}, {"replicas": 1}, "takes 2 replicas away, 2 GPUs less"),
         ({}, {"apiKeySerial": 2}, "restarts 1 pod"),
+        ({}, {"apiKey": False}, "restarts 1 pod"),
+        (
+            {"replicas": 3},
+            {"autoscale": {"min": 2, "max": 4}},
+            "takes 2 replicas away, 2 GPUs less, until the autoscaler",
+        ),
         ({"replicas": 2}, {"replicas": 3, "maxNumSeqs": 64}, "restarts 2 pods, needs 0 spare GPUs, about "),
     ],
 )
 def test_a_preview_says_what_it_does_to_running_pods(before: dict[str, Any], after: dict[str, Any], says: str) -> None:
     """From a dry run of what would be applied."""
     (there,) = (m for m in render.render(decide(**before), CATALOG) if m["kind"] == "Deployment")
+    there["metadata"]["managedFields"] = [{"manager": "pulumi-kubernetes-1", "operation": "Apply"}]
     live_ = {("Deployment", "test"): there}
     wanted = decide(**after)
     said = change.words(Played(live_), wanted, render.render(wanted, CATALOG))  # type: ignore[arg-type]
@@ -208,6 +224,7 @@ def test_a_preview_says_what_it_does_to_running_pods(before: dict[str, Any], aft
     "text",
     [
         "# mine\nconfig:\n  modelstacks:model: phi-4   # small\n  modelstacks:gpu: l40s\n",
+        "config:\n    modelstacks:apiKeySerial: '1'\n    modelstacks:model: phi-4\n",
         "config:\n    modelstacks:apiKeySerial: 1 # first\n    modelstacks:model: phi-4\n",
         'config:\n  "modelstacks:model": phi-4\n  pulumi:tags: {a: b}\n',
     ],

@@ -25,7 +25,10 @@ ENGINES: dict[str, dict[str, Any]] = {
     "groups": {"model": "deepseek-r1", "gpu": "h100-sxm", "acceptedLicense": "MIT", "quantization": "fp8",
                "launcher": "leader-worker-set"},
 }  # fmt: skip
-KUBE = ("kube_pod_status_ready", "kube_pod_start_time", "kube_pod_container_status_restarts_total")
+KUBE = (
+    "kube_pod_status_ready", "kube_pod_start_time", "kube_pod_container_status_restarts_total",
+    "kube_pod_status_ready_time", "kube_pod_deletion_timestamp",
+)  # fmt: skip
 
 
 def queries(found: list[dict[str, Any]]) -> list[str]:

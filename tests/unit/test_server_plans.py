@@ -170,15 +170,73 @@ def test_nearer_weights_are_read_sooner() -> None:
     assert large.startup_s > 5 * hub.startup_s
 
 
+TIERS: dict[str, dict[str, Any]] = {
+    "vllm": {"replicas": 2},
+    "tgi": {"engine": "tgi"},
+    "ray": {"model": "deepseek-r1", "gpu": "h100-sxm", "quantization": "fp8", "acceptedLicense": "MIT"},
+    "groups": {"model": "deepseek-r1", "gpu": "h100-sxm", "quantization": "fp8", "acceptedLicense": "MIT",
+               "launcher": "leader-worker-set"},
+}  # fmt: skip
+
+
+def pods_in(value: Any) -> list[Manifest]:
+    """Every pod spec inside a manifest."""
+    if isinstance(value, list):
+        return [pod for item in value for pod in pods_in(item)]
+    if not isinstance(value, dict):
+        return []
+    return ([value] if "containers" in value else []) + [pod for item in value.values() for pod in pods_in(item)]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("place", [*PLACES, "google"])
+def test_every_mount_has_its_volume_in_every_tier(tier: str, place: str) -> None:
+    """Whatever fills the weights and whatever reads them; what a tier cannot read is refused."""
+    weights = {"uri": "gs://bucket/llama", "credentialsSecret": "bucket"} if place == "google" else PLACES[place]
+    decided = decide(**TIERS[tier], weights=weights)
+    if not decided.runs:
+        assert [refusal.code for refusal in decided.refusals] == ["engine-unsupported"]
+        assert place in ("object-store", "google")
+        return
+    for manifest in render.render(decided, CATALOG):
+        for pod in pods_in(manifest):
+            volumes = [volume["name"] for volume in pod.get("volumes", [])]
+            assert len(volumes) == len(set(volumes))
+            for container in [*pod.get("initContainers", []), *pod["containers"]]:
+                mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
+                assert set(mounts) <= set(volumes), (manifest["kind"], container["name"])
+
+
+def test_a_volume_of_another_checkpoint_is_another_volume() -> None:
+    """Its size would shrink, which Kubernetes does not allow; of another revision it is the same."""
+    shared = {"storageClass": "efs", "shared": True}
+    first = one(manifests(weights=shared, quantization="fp8"), "PersistentVolumeClaim")
+    second = one(manifests(weights=shared, quantization="bf16"), "PersistentVolumeClaim")
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    size = int(first["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
+    checkpoint = decide(weights=shared, quantization="fp8").checkpoint
+    assert checkpoint is not None
+    assert size >= 2 * checkpoint.size_gib, "two revisions side by side"
+
+
+@pytest.mark.parametrize("tier", ["ray", "groups"])
+def test_over_several_nodes_nothing_is_made_anew_all_at_once(tier: str) -> None:
+    """`recreate` is for one node."""
+    with pytest.raises(BadInput, match="is for replicas on one node"):
+        decide(**TIERS[tier], rollout="recreate")
+
+
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
+        ({"hostPath": "/a/../b"}, "without .."),
+        ({"hostPath": "/"}, "a folder from the root on"),
         ({"claim": "a", "image": "b:1"}, "names claim and image"),
         ({"shared": True}, "goes with a storageClass"),
         ({"storageClass": "a", "accessMode": "ReadWriteOnce"}, "every pod has a volume of its own"),
         ({"claim": "a", "prefetch": False}, "the folder of the model in the claim must be named"),
         ({"claim": "a", "path": "../b"}, "without a leading / and .."),
-        ({"uri": "http://a/b"}, "is no usable name"),
+        ({"uri": "http://a/b"}, "s3://BUCKET/FOLDER"),
         ({"storageClass": "a", "shared": True, "prefetch": False}, "nothing else fills a new volume"),
         ({"claim": "a", "path": "b", "prefetch": True}, "one of the two"),
         ({"hostPath": "models"}, "hostPath"),
@@ -263,11 +321,11 @@ def test_servers_go_before_batch_jobs_and_drive_nobody_away() -> None:
     """A class of their own, or yours."""
     found = manifests()
     own = one(found, "PriorityClass")
-    assert pod_of(found)["priorityClassName"] == own["metadata"]["name"] == "test-server"
+    assert pod_of(found)["priorityClassName"] == own["metadata"]["name"] == "modelstacks-test"
     assert (own["value"], own["preemptionPolicy"]) == (1000, "Never")
     spared = [m for m in manifests(cloud={**SIMULATED, "warmSpares": 1}) if m["kind"] == "PriorityClass"]
     assert {m["metadata"]["name"]: m["preemptionPolicy"] for m in spared} == {
-        "test-server": "PreemptLowerPriority", "test-spare": "Never",
+        "modelstacks-test-preempting": "PreemptLowerPriority", "test-spare": "Never",
     }  # fmt: skip
     mine = manifests(priorityClass="gold")
     assert pod_of(mine)["priorityClassName"] == "gold"

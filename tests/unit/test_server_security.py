@@ -51,6 +51,8 @@ def test_the_namespace_denies_what_nobody_allowed() -> None:
     found = manifests()
     deny = one(found, "NetworkPolicy", "default-deny")["spec"]
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    shared = manifests(shared=["namespace"], namespace="team")
+    assert "default-deny" not in {m["metadata"]["name"] for m in shared}, "others live there too"
     guest = manifests(namespaceOwner="other", namespace="team")
     assert [m["metadata"]["name"] for m in guest if m["kind"] == "NetworkPolicy"] == ["test"]
 
@@ -96,6 +98,11 @@ def test_images_of_docker_hubs_own_library_keep_their_folder() -> None:
     """As docker itself writes them out."""
     assert images.mirrored("redis:7.4.2", "m.example.com") == "m.example.com/library/redis:7.4.2"
     assert images.mirrored("registry.k8s.io/pause:3", "m.example.com/a") == "m.example.com/a/pause:3"
+    assert images.mirrored("m.example.com/a/llama:1", "m.example.com/a") == "m.example.com/a/llama:1", (
+        "is there already"
+    )
+    with pytest.raises(BadInput, match="with a dot or a port"):
+        manifests(registry="harbor")
     with pytest.raises(BadInput, match="registry does not reach"):
         manifests(registry="m.example.com", operators=["keda"])
 
