@@ -30,8 +30,9 @@ pytestmark = pytest.mark.embedded
 
 STACK = "quickstart"
 STAGES = ROOT / "tests" / "data" / "stages"
+# Other moments in every run; a failure prints the seed that repeats them.
 SEED = int(os.environ.get("MODELSTACKS_DRILL_SEED", str(random.randrange(10**6))))
-TIMES = [SEED + index for index in range(int(os.environ.get("MODELSTACKS_DRILLS", "1")))]
+ROUNDS = range(int(os.environ.get("MODELSTACKS_DRILLS", "1")))
 OWN = ("-l", f"karpenter.sh/nodepool={STACK}")
 
 
@@ -201,9 +202,10 @@ def _leaves_nothing(checkout: Checkout) -> Iterator[None]:
     eventually("no claim is left", lambda: not checkout.objects("nodeclaims.karpenter.sh", *OWN))
 
 
-def moment(seed: int, name: str, most_s: float) -> float:
+def moment(round_: int, name: str, most_s: float) -> float:
     """A random moment of a drill, the same for the same seed."""
-    return random.Random(f"{name} {seed}").uniform(0.3, most_s)
+    print(f"MODELSTACKS_DRILL_SEED={SEED}")
+    return random.Random(f"{name} {SEED} {round_}").uniform(0.3, most_s)
 
 
 def test_a_roll_out_in_place_keeps_all_but_one(drill: Drill) -> None:
@@ -259,14 +261,14 @@ def test_one_replica_is_made_anew_when_the_old_one_is_gone(drill: Drill) -> None
     assert seen.most_gpus == 1
 
 
-@pytest.mark.parametrize("seed", TIMES)
-def test_an_up_that_is_killed(drill: Drill, seed: int) -> None:
+@pytest.mark.parametrize("round_", ROUNDS)
+def test_an_up_that_is_killed(drill: Drill, round_: int) -> None:
     """kill -9 of the engine, its program and its plugins, somewhere in a roll-out."""
     drill.stage("load", LOAD_S="2")
     drill.set(drainSeconds=90, replicas=3)
     with Watch(drill.cluster) as seen:
         up = drill.begin_up(drill.logs / "killed.log")
-        time.sleep(moment(seed, "killed", 14))
+        time.sleep(moment(round_, "killed", 14))
         os.killpg(up.pid, signal.SIGKILL)
         up.wait()
         drill.converges(3, twice=True)
@@ -276,14 +278,14 @@ def test_an_up_that_is_killed(drill: Drill, seed: int) -> None:
 # What the watcher had open when its server went.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("seed", TIMES)
-def test_an_api_server_that_restarts(drill: Drill, seed: int) -> None:
+@pytest.mark.parametrize("round_", ROUNDS)
+def test_an_api_server_that_restarts(drill: Drill, round_: int) -> None:
     """Killed in the middle of an up, back two seconds later: the up waits it out or says so, and nothing is lost."""
     drill.stage("load", LOAD_S="2")
     drill.set(drainSeconds=90)
     with Watch(drill.cluster) as seen:
         up = drill.begin_up(drill.logs / "restarted.log")
-        time.sleep(moment(seed, "restarted", 10))
+        time.sleep(moment(round_, "restarted", 10))
         status = json.loads(drill.checkout.modelstacks("local", "status", "--json").stdout)
         (pid,) = [c["pid"] for c in status["components"] if c["name"] == "kube-apiserver"]
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
@@ -302,14 +304,14 @@ def test_an_api_server_that_restarts(drill: Drill, seed: int) -> None:
     assert seen.lowest >= 1
 
 
-@pytest.mark.parametrize("seed", TIMES)
-def test_a_node_that_is_lost(drill: Drill, seed: int) -> None:
+@pytest.mark.parametrize("round_", ROUNDS)
+def test_a_node_that_is_lost(drill: Drill, round_: int) -> None:
     """Its machine is gone without a word: the other replica serves on, and another machine comes."""
     drill.stage("load", LOAD_S="2")
     victim = drill.pods()[0]
     node = victim["spec"]["nodeName"]
     with Watch(drill.cluster) as seen:
-        time.sleep(moment(seed, "lost", 3))
+        time.sleep(moment(round_, "lost", 3))
         drill.checkout.kubectl("patch", "node", node, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
         drill.checkout.kubectl("delete", "node", node, "--wait=false")
         drill.checkout.kubectl("delete", "pod", victim["metadata"]["name"], "-n", STACK, "--force", "--wait=false")
@@ -319,8 +321,8 @@ def test_a_node_that_is_lost(drill: Drill, seed: int) -> None:
     assert node not in {p["spec"]["nodeName"] for p in drill.pods()}
 
 
-@pytest.mark.parametrize("seed", TIMES)
-def test_a_spot_machine_that_is_taken_back(drill: Drill, seed: int) -> None:
+@pytest.mark.parametrize("round_", ROUNDS)
+def test_a_spot_machine_that_is_taken_back(drill: Drill, round_: int) -> None:
     """Karpenter drains it: the pod has its grace, the other serves on, the budget holds."""
     drill.stage("load", LOAD_S="2")
     drill.stage("leave", LEAVE_S="4")
@@ -328,7 +330,7 @@ def test_a_spot_machine_that_is_taken_back(drill: Drill, seed: int) -> None:
     node = claims[0]["status"]["nodeName"]
     (victim,) = [p for p in drill.pods() if p["spec"]["nodeName"] == node]
     with Watch(drill.cluster) as seen:
-        time.sleep(moment(seed, "spot", 3))
+        time.sleep(moment(round_, "spot", 3))
         drill.checkout.kubectl("delete", "nodeclaims.karpenter.sh", claims[0]["metadata"]["name"], "--wait=false")
         began = time.monotonic()
         key = (victim["metadata"]["namespace"], victim["metadata"]["name"])
@@ -388,15 +390,15 @@ def test_a_quota_that_is_used_up(drill: Drill) -> None:
     assert seen.lowest >= 2
 
 
-@pytest.mark.parametrize("seed", TIMES)
-def test_two_ups_at_once(drill: Drill, seed: int) -> None:
+@pytest.mark.parametrize("round_", ROUNDS)
+def test_two_ups_at_once(drill: Drill, round_: int) -> None:
     """One holds the lock, the other says who; together they did what one would."""
     drill.stage("load", LOAD_S="2")
     drill.set(drainSeconds=90)
     logs = [drill.logs / f"both-{index}.log" for index in range(2)]
     with Watch(drill.cluster) as seen:
         first = drill.begin_up(logs[0])
-        time.sleep(moment(seed, "both", 2))
+        time.sleep(moment(round_, "both", 2))
         second = drill.begin_up(logs[1])
         codes = sorted((first.wait(timeout=240), second.wait(timeout=240)))
         said = [log.read_text() for log in logs]
