@@ -25,23 +25,16 @@ from tests.unit.test_server_plans import CATALOG, decide
 
 
 @contextmanager
-def serving(core: Imitation, engine: str = "vllm", key: str | None = None) -> Iterator[int]:
+def serving(server: Server) -> Iterator[int]:
     """The port of a served imitation."""
-    config = uvicorn.Config(
-        Server(engine, core, Measures(engine, core), key).app(),
-        host="127.0.0.1",
-        port=0,
-        log_level="error",
-        lifespan="off",
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.run, daemon=True)
+    config = uvicorn.Config(server.app(), host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    runner = uvicorn.Server(config)
+    thread = threading.Thread(target=runner.run, daemon=True)
     thread.start()
-    while not server.started:
+    while not runner.started:
         thread.join(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
+    yield runner.servers[0].sockets[0].getsockname()[1]
+    runner.should_exit = True
     thread.join(10)
 
 
@@ -120,7 +113,7 @@ def test_status_puts_the_servers_numbers_beside_the_plan(reached: dict[str, int]
         for _ in range(20):
             answer.token()
 
-    with serving_app(server) as port:
+    with serving(server) as port:
         reached["test-1"] = port
         traffic = live.traffic(cluster, decided, ["test-1", "test-2"], form_of(decided), 0.0, work)
         full = status.with_servers(found, cluster, snapshot, decided, 0.0)
@@ -138,20 +131,6 @@ def test_status_puts_the_servers_numbers_beside_the_plan(reached: dict[str, int]
     assert shown["traffic"]["requests_running"] == 2
 
 
-@contextmanager
-def serving_app(server: Server) -> Iterator[int]:
-    """A served application that somebody else keeps the numbers of."""
-    config = uvicorn.Config(server.app(), host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    runner = uvicorn.Server(config)
-    thread = threading.Thread(target=runner.run, daemon=True)
-    thread.start()
-    while not runner.started:
-        thread.join(0.01)
-    yield runner.servers[0].sockets[0].getsockname()[1]
-    runner.should_exit = True
-    thread.join(10)
-
-
 def test_try_streams_a_first_answer_with_the_stacks_key(reached: dict[str, int]) -> None:
     """Through a port of loopback; the key comes from the Secret and is shown nowhere."""
     import base64
@@ -163,7 +142,7 @@ def test_try_streams_a_first_answer_with_the_stacks_key(reached: dict[str, int])
     assert "opensesame" not in repr(target)
     core = Imitation(Settings("llama-3.1-8b", 1000, 4, token_s=0.001))
     said: list[str] = []
-    with serving(core, key="opensesame") as port:
+    with serving(Server("vllm", core, Measures("vllm", core), "opensesame")) as port:
         reached["test-1"] = port
         listener = forward.Listener(cluster, "test", "test-1", 8000)
         found = trial.ask(target, listener.port, "hello there", 5, said.append)
