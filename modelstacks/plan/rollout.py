@@ -78,8 +78,8 @@ def rollout(plan: Plan) -> Rollout:
     elif spare >= needed and plan.spec.replicas:
         way, reason = first, have
     else:
-        limit = (plan.gpus_committed + needed + _step(plan) - 1) // _step(plan) * _step(plan)
-        way, reason = "in-place", f"{have}: modelstacks:cloud.limitGpus: {limit} would let the next come first"
+        way = "in-place"
+        reason = f"{have}: modelstacks:cloud.limitGpus: {_limit(plan, needed)} would let the next come first"
     if way == "in-place" and not several and plan.spec.replicas_at_most == 1:
         # Of one replica nothing serves meanwhile anyway; made anew, the new pod waits until the old one's GPUs are
         # free.
@@ -92,9 +92,8 @@ def refusals(plan: Plan) -> list[Refusal]:
     change = rollout(plan)
     if not change.comes_first or plan.spec.rollout != "surge" or not plan.spec.replicas_at_most:
         return []
-    whence = _spare(plan)[1]
-    limit = (plan.gpus_committed + change.needed_gpus + _step(plan) - 1) // _step(plan) * _step(plan)
     if change.spare_gpus < change.needed_gpus:
+        whence, limit = _spare(plan)[1], _limit(plan, change.needed_gpus)
         text = f"a roll-out by surge would wait for ever: {whence}, a second replica takes {change.needed_gpus}; "
         text += f"modelstacks:cloud.limitGpus: {limit}, or modelstacks:rollout: in-place"
         return [Refusal("rollout-would-hang", text, change.needed_gpus, change.spare_gpus, "spare GPUs")]
@@ -163,9 +162,10 @@ def _spare(plan: Plan) -> tuple[int, str]:
     )
 
 
-def _step(plan: Plan) -> int:
-    """GPUs that come at once: those of a machine, or of a node's share."""
-    return plan.pool.machine.gpus if plan.pool is not None else plan.gpus_per_node
+def _limit(plan: Plan, needed: int) -> int:
+    """The limit of GPUs that would let `needed` more come: whole machines, or shares of a node."""
+    step = plan.pool.machine.gpus if plan.pool is not None else plan.gpus_per_node
+    return -(-(plan.gpus_committed + needed) // step) * step
 
 
 def _gpus_of_node(plan: Plan) -> int:

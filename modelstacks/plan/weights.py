@@ -37,6 +37,11 @@ class WeightsPlan:
         return self.fetched_by == "server"
 
     @property
+    def reaches_out(self) -> bool:
+        """Something in the server's own pod fetches or streams them."""
+        return self.reads_hub or self.place == "object-store" or self.fetched_by == "init"
+
+    @property
     def in_pod(self) -> bool:
         """They are fetched after the pod has its node, before the server starts."""
         return self.fetched_by in ("init", "kubelet")

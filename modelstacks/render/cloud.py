@@ -16,6 +16,9 @@ from modelstacks.pool import Pool
 GPU_RESOURCE = "nvidia.com/gpu"
 # The label by which the program knows objects that provision nodes.
 POOL_COMPONENT = "node-pool"
+# What a container that needs nothing of its host gives up.
+UNPRIVILEGED: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+READ_ONLY = UNPRIVILEGED | {"readOnlyRootFilesystem": True}
 LEVELS = ("restricted", "baseline", "privileged")
 _KARPENTER_TYPES = {"reservation": "reserved", "capacity-block": "reserved"}
 

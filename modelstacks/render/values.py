@@ -116,9 +116,9 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
             "weights_storage_class": None if spec.weights.shared else spec.weights.storage_class,
             "pod_security_level": security_level(plan),
             "pod_security": _pod_security(form),
-            "container_security": dict(_UNPRIVILEGED),
-            "read_only_security": _UNPRIVILEGED | {"readOnlyRootFilesystem": True},
-            "server_security": _UNPRIVILEGED | ({"readOnlyRootFilesystem": True} if spec.read_only_root else {}),
+            "container_security": dict(cloud.UNPRIVILEGED),
+            "read_only_security": cloud.READ_ONLY,
+            "server_security": dict(cloud.READ_ONLY if spec.read_only_root else cloud.UNPRIVILEGED),
             "worker_security": _container_security(plan),
             "paths": {
                 "home": form.home,
@@ -156,9 +156,6 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
         | weights.values(plan, labels, size)
         | monitoring.values(plan, form, labels)
     )
-
-
-_UNPRIVILEGED: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def api_key_secret(plan: Plan) -> str | None:

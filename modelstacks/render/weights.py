@@ -10,6 +10,7 @@ from modelstacks.images import mirrored
 from modelstacks.plan import Plan
 from modelstacks.plan.weights import MOUNT
 from modelstacks.podsize import PodSize
+from modelstacks.render.cloud import READ_ONLY
 
 # The label by which the program knows what must be there before servers are.
 WEIGHTS_COMPONENT = "weights"
@@ -27,16 +28,10 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
     claim = spec.claim or f"{name}-{_short(plan.checkpoint.repo or '' if plan.checkpoint is not None else '')}"
     revision = plan.checkpoint.revision if plan.checkpoint is not None else None
     filled = plan.weights_gib if plan.checkpoint is None else plan.checkpoint.size_gib
-    root = {"runAsUser": 0, "runAsNonRoot": False}
-    unprivileged = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
     return {
         "weights": where,
         "reads_hub": where.reads_hub,
-        "servers_fetch": where.reads_hub or where.place == "object-store" or where.fetched_by == "init",
+        "servers_fetch": where.reaches_out,
         "streams": where.place == "object-store",
         # Google's client reads a file, the S3 one variables.
         "credentials": _CREDENTIALS if spec.credentials_secret is not None and not _is_google(plan) else (),
@@ -62,8 +57,9 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
         | selector
         | {"app.kubernetes.io/component": WEIGHTS_COMPONENT},
         "fetch_selector": selector,
-        "fetch_security": unprivileged,
-        "init_security": unprivileged | root,
+        "fetch_security": READ_ONLY,
+        # A folder that the kubelet makes belongs to root.
+        "init_security": READ_ONLY | {"runAsUser": 0, "runAsNonRoot": False},
         "fetch_placement": _placement(plan),
         "before_s": plan.timeouts.before_s,
         "before_text": str(plan.timeouts.before_s),
