@@ -16,6 +16,7 @@ from modelstacks.local import golang
 from modelstacks.local.layout import Layout
 from modelstacks.plan import Plan, plan
 from tests.embedded.conftest import ROOT, Checkout
+from tests.unit.test_server_plans import PLACES
 
 pytestmark = pytest.mark.embedded
 
@@ -175,6 +176,24 @@ def _admit(cluster: Cluster, template: Manifest, namespace: str, seen: set[str])
         seen.add(key)
         path = cluster.path(Kind("v1", "Pod"), namespace)
         cluster.request("POST", path, {"dryRun": "All", "fieldValidation": "Strict"}, pod)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_place_of_weights_is_admitted(place: str, served: Cluster, running: Checkout) -> None:
+    """Servers, init containers and the fetching Job under the level that the namespace enforces."""
+    asked = {"model": "llama-3.1-8b", "gpu": "l4", "acceptedLicense": "llama3.1", "weights": PLACES[place]}
+    decided = plan(spec.parse(asked, CATALOG, source="test"), CATALOG, stack="weights", thorough=False)
+    manifests = render.render(decided, CATALOG)
+    (namespace,) = [m for m in manifests if m["kind"] == "Namespace"]
+    trial = f"trial-{place}"
+    seen: set[str] = set()
+    _apply_once(served, {**namespace, "metadata": {**namespace["metadata"], "name": trial}}, seen, dry=False)
+    for manifest in manifests:
+        if manifest["kind"] != "Namespace":
+            _apply_once(served, _placed(manifest, trial), seen)
+        if manifest["kind"] in ("Deployment", "Job"):
+            _admit(served, manifest["spec"]["template"], trial, seen)
+    running.kubectl("delete", "namespace", trial, "--wait=false")
 
 
 @pytest.mark.parametrize("engine", ["vllm", "tgi"])
