@@ -142,6 +142,7 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
                 "hf_overrides": json.dumps(plan.hf_overrides, separators=(",", ":")) if plan.hf_overrides else "",
                 "startup_s": str(times.startup_s),
                 # One pod after the other, where several are changed.
+                "one_await_s": str(one_pod_s),
                 "await_s": str(one_pod_s + max(0, change.steps - 1) * again_s),
                 "cpu": str(size.cpu),
                 "memory": f"{size.memory_gib}Gi",
@@ -181,14 +182,18 @@ def _strategy(way: str) -> dict[str, Any]:
 
 
 def _spread(plan: Plan, selector: dict[str, str]) -> list[dict[str, Any]]:
-    """Replicas over zones, and over nodes where that takes no further machine. A wish: no pod waits for it."""
+    """Replicas over zones, and over nodes where no machine holds two of them. A wish: no pod waits for it.
+
+    The same for any number of replicas, one included: it is part of the pod template, and a change of that restarts the
+    servers that run.
+    """
     spec = plan.spec
-    if spec.replicas_at_most < 2 or plan.nodes_per_replica > 1 or spec.weights.on_one_node:
+    if plan.nodes_per_replica > 1 or spec.weights.on_one_node:
         return []
     keys = []
     if spec.cloud is None or len(spec.cloud.zones) != 1:
         keys.append("topology.kubernetes.io/zone")
-    if plan.pool is None or plan.pool.machines_at_most - plan.pool.spares > 1:
+    if plan.pool is None or plan.pool.machine.gpus < 2 * plan.choice.topology.gpus:
         keys.append("kubernetes.io/hostname")
     return [
         {

@@ -78,18 +78,21 @@ def test_up_scale_destroy(stack: str, checkout: Checkout) -> None:
     assert outputs["gpus"] == decided.gpus
     assert outputs["endpoint"].startswith("http://")
 
+    first = {pod["metadata"]["uid"] for pod in gpu_pods()}
     checkout.edit(stack, "replicas: 1", "replicas: 2")
     planned = changes(checkout, stack)
     if decided.choice.tier == "ray":
         # A replica is a Ray cluster of its own, and the disruption budget counts pods, so it follows.
         assert planned.pop("create") == {"RayService"}
-        assert planned == {"update": {"NodePool", "PodDisruptionBudget", "ResourceQuota"}}
+        # What runs is awaited longer, and is not changed.
+        assert planned == {"update": {"NodePool", "PodDisruptionBudget", "ResourceQuota", "RayService"}}
     else:
         assert planned.keys() == {"update"}, "nothing is created, replaced or deleted"
         assert planned["update"] <= {"Deployment", "NodePool", "ResourceQuota"}
     checkout.run("pulumi", "up", "--yes", "--non-interactive", "-s", stack)
     eventually("two replicas", lambda: all_run_on_their_pool(2))
     kept = {pod["metadata"]["uid"] for pod in gpu_pods()}
+    assert first < kept, "the replica that ran was not restarted"
 
     checkout.edit(stack, "replicas: 2", "replicas: 1")
     checkout.run("pulumi", "up", "--yes", "--non-interactive", "-s", stack)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelstacks import render, review, spec
+from modelstacks import render, review, spec, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput
 from modelstacks.plan import Plan, plan
 from modelstacks.plan.rollout import rollout
 
 CATALOG = Catalog()
+ROOT = Path(__file__).resolve().parents[2]
 Manifest = dict[str, Any]
 
 
@@ -314,7 +316,22 @@ def test_replicas_spread_without_waiting_for_it() -> None:
     assert [r["topologyKey"] for r in pod_of(manifests(**packed))["topologySpreadConstraints"]] == [
         "topology.kubernetes.io/zone"
     ]
-    assert "topologySpreadConstraints" not in pod_of(manifests())
+
+
+@pytest.mark.parametrize("stack", stackfile.stack_names(ROOT))
+def test_another_number_of_replicas_restarts_no_server(stack: str) -> None:
+    """What a pod is made of is the same for one replica and for three: a scaled stack keeps the servers that run."""
+    asked = stackfile.stack_values(stackfile.stack_file(ROOT, stack))
+    asked.pop("autoscale", None)
+
+    def servers(replicas: int) -> Manifest:
+        decided = plan(spec.parse({**asked, "replicas": replicas}, CATALOG, source="test"), CATALOG, stack="test")
+        found = render.render(decided, CATALOG)
+        (first, *_) = (m for m in found if m["kind"] in ("Deployment", "LeaderWorkerSet", "RayService"))
+        # How many there are and the way to change them are no part of a pod.
+        return {key: value for key, value in first["spec"].items() if key not in ("replicas", "strategy")}
+
+    assert servers(1) == servers(3)
 
 
 def test_servers_go_before_batch_jobs_and_drive_nobody_away() -> None:
