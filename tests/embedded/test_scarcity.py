@@ -22,11 +22,20 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.embedded
 
 STACK = "quickstart"
+# Servers go before pods without a class, so who takes a node from them has a higher one.
+AHEAD = {
+    "apiVersion": "scheduling.k8s.io/v1",
+    "kind": "PriorityClass",
+    "metadata": {"name": "ahead-of-servers"},
+    "value": 2000,
+    "preemptionPolicy": "Never",
+}
 FOREIGN = {
     "apiVersion": "v1",
     "kind": "Pod",
     "metadata": {"name": "intruder", "namespace": "default"},
     "spec": {
+        "priorityClassName": "ahead-of-servers",
         "nodeSelector": {"modelstacks.dev/pool": STACK},
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         "terminationGracePeriodSeconds": 0,
@@ -103,7 +112,8 @@ def test_all_is_well_at_first(fresh: Checkout) -> None:
 
 def test_a_pool_at_its_limit_names_who_holds_it(fresh: Checkout) -> None:
     """Somebody else's pod took a node of the pool: the second replica cannot come, and a runaway buys nothing."""
-    fresh.kubectl("apply", "-f", "-", text=documents.write(FOREIGN))
+    for manifest in (AHEAD, FOREIGN):
+        fresh.kubectl("apply", "-f", "-", text=documents.write(manifest))
     fresh.edit(STACK, "replicas: 1", "replicas: 2")
     hear(fresh, "is at its limit: 2 of 2 nvidia.com/gpu", "default/intruder")
     said = problems(report(fresh, "doctor", 1))
