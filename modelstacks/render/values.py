@@ -104,7 +104,6 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
             "pre_stop_s": going.pre_stop_s,
             # Several nodes end together, so each stays until requests are done.
             "leave_s": going.pre_stop_s + going.drain_s,
-            "leave_grace_s": going.grace_s,
             "drain_s": going.drain_s,
             "shm_gib": size.shm_gib,
             "grace_s": going.grace_s,
@@ -182,7 +181,9 @@ def _strategy(way: str) -> dict[str, Any]:
 
 
 def _spread(plan: Plan, selector: dict[str, str]) -> list[dict[str, Any]]:
-    """Replicas over zones, and over nodes where no machine holds two of them. A wish: no pod waits for it.
+    """Replicas over zones, and over nodes that are there anyway. A wish: no pod waits for it.
+
+    A pool's machines hold one replica each, where there is nothing to spread, or several, which cost less together.
 
     The same for any number of replicas, one included: it is part of the pod template, and a change of that restarts the
     servers that run.
@@ -193,7 +194,7 @@ def _spread(plan: Plan, selector: dict[str, str]) -> list[dict[str, Any]]:
     keys = []
     if spec.cloud is None or len(spec.cloud.zones) != 1:
         keys.append("topology.kubernetes.io/zone")
-    if plan.pool is None or plan.pool.machine.gpus < 2 * plan.choice.topology.gpus:
+    if plan.pool is None:
         keys.append("kubernetes.io/hostname")
     return [
         {
