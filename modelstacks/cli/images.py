@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Optional
 
 import typer
@@ -45,10 +45,7 @@ def images_command(
         from modelstacks import registry as registries
 
         answers = registries.look_up([line.image for line in lines])
-        lines = [
-            Line(**{**asdict(line), "found": answers[line.image].state, "digest": answers[line.image].digest})
-            for line in lines
-        ]
+        lines = [replace(line, found=answers[line.image].state, digest=answers[line.image].digest) for line in lines]
     if as_json:
         typer.echo(json.dumps([asdict(line) for line in lines], indent=2, ensure_ascii=False))
     else:
@@ -81,7 +78,7 @@ def _lines(stacks: list[str] | None, all_stacks: bool, registry: str | None) -> 
             refused.append("\n".join([f"{name} does not fit, so it pulls nothing", *decided.refusal_lines]))
             continue
         bare = decided.spec.model_copy(update={"registry": None})
-        for origin in images.used_by(render(plan(bare, catalog, stack=name, thorough=False), catalog)):
+        for origin in images.used_by(render(replace(decided, spec=bare), catalog)):
             image = images.mirrored(origin, decided.spec.registry)
             users.setdefault(image, []).append(name)
             origins[image] = origin

@@ -9,6 +9,7 @@ from typing import Any
 from modelstacks.cluster.connection import Manifest, group_of
 from modelstacks.cluster.findings import Finding, problem, quantity, shown
 from modelstacks.cluster.nodes import Need
+from modelstacks.cluster.pods import is_own
 from modelstacks.cluster.snapshot import Snapshot, labels_of
 from modelstacks.plan import Plan
 
@@ -92,7 +93,7 @@ def _used_by_stack(snapshot: Snapshot, plan: Plan, manifests: list[Manifest]) ->
     """What of it is there already, so that it is not counted twice."""
     found: dict[str, float] = defaultdict(float)
     for pod in snapshot.here("pods"):
-        if labels_of(pod).get("app.kubernetes.io/instance") != plan.name:
+        if not is_own(pod, plan):
             continue
         found["pods"] += 1
         for container in pod["spec"].get("containers", []):

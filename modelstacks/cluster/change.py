@@ -7,7 +7,7 @@ from typing import Any
 
 from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest
 from modelstacks.plan import Plan
-from modelstacks.plan.rollout import Rollout, rollout
+from modelstacks.plan.rollout import rollout
 
 # The name under which dry runs apply where Pulumi has applied nothing: nothing is ever kept under it.
 _MANAGER = "modelstacks-preview"
@@ -27,7 +27,6 @@ def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None
     there = {name: found for name, found in live.items() if found is not None}
     if not there:
         return None
-    change = rollout(plan)
     gpus = plan.choice.topology.gpus
     after = {m["metadata"]["name"]: _applied(cluster, m, there.get(m["metadata"]["name"])) for m in workloads}
     restarted = [
@@ -38,7 +37,7 @@ def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None
     ]
     said = []
     if restarted:
-        said.append(_restarted(plan, change, restarted, there))
+        said.append(_restarted(plan, restarted, there))
     before = sum(_replicas(found) for found in there.values())
     # What the server would make of it: a count that nobody sets any more is 1, until the autoscaler raises it.
     then = sum(_replicas(after[m["metadata"]["name"]] or m) for m in workloads)
@@ -53,19 +52,11 @@ def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None
     return "; ".join(said) or "restarts no pod"
 
 
-def _restarted(plan: Plan, change: Rollout, restarted: list[Manifest], there: dict[str, Manifest]) -> str:
+def _restarted(plan: Plan, restarted: list[Manifest], there: dict[str, Manifest]) -> str:
     """The plan's words, for as many replicas as really run."""
     running = sum(_replicas(there[m["metadata"]["name"]]) for m in restarted)
-    if running == plan.spec.replicas or change.steps == 0:
-        return change.words
-    step_s = change.duration_s // max(1, change.steps)
-    steps = min(1, running) if change.way == "recreate" else running
-    alone = change.way == "recreate" or (change.way == "in-place" and running == 1)
-    scaled = Rollout(
-        change.way, change.spare_gpus, change.needed_gpus, running * plan.nodes_per_replica, steps, steps * step_s,
-        steps * step_s if alone else 0, change.reason,
-    )  # fmt: skip
-    return scaled.words
+    # Of none that are wanted none comes back.
+    return rollout(plan, running if plan.spec.replicas else 0).words
 
 
 def _live(cluster: Cluster, manifest: Manifest) -> Manifest | None:

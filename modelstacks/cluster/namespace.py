@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 
@@ -10,6 +9,7 @@ from modelstacks.cluster.connection import Manifest
 from modelstacks.cluster.findings import Finding, note, problem, quantity, shown, warning
 from modelstacks.cluster.nodes import Need
 from modelstacks.cluster.pods import events_of
+from modelstacks.cluster.secrets import decoded, key_in, unsendable
 from modelstacks.cluster.snapshot import Snapshot, labels_of
 from modelstacks.images import registry_of
 from modelstacks.plan import Plan
@@ -72,14 +72,11 @@ def _api_key(snapshot: Snapshot, plan: Plan) -> list[Finding]:
         return (
             [problem("secrets", f"there is no Secret {name} with the API's key", mend)] if deployed or not own else []
         )
-    if not (secret.get("data") or {}).get("key"):
+    key = key_in(secret)
+    if key is None:
         return [problem("secrets", f"Secret {name} has no key `key`, which servers read", mend)]
-    key = _decoded(secret["data"]["key"])
-    if not key.isprintable() or key != key.strip():
-        return [
-            problem("secrets", f"the key in Secret {name} has blanks or a line break, which HTTP does not carry", mend)
-        ]
-    return []
+    why = unsendable(key)
+    return [] if why is None else [problem("secrets", f"the key in Secret {name} {why}", mend)]
 
 
 def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
@@ -103,7 +100,7 @@ def _hub_token(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     if "token" not in data:
         keys = ", ".join(data) or "nothing"
         return [level("secrets", f"Secret {name} holds {keys} and no key token, which pods read", create)]
-    token = _decoded(data["token"])
+    token = decoded(data["token"])
     if "\ufffd" in token:
         return [level("secrets", f"the token in Secret {name} is no text", create)]
     if not token:
@@ -122,13 +119,6 @@ def _make(plan: Plan, what: str) -> str:
     return f"{made} --dry-run=client -o yaml | kubectl apply -f -"
 
 
-def _decoded(text: str) -> str:
-    try:
-        return base64.b64decode(text).decode()
-    except ValueError:
-        return "\ufffd"
-
-
 def _pull_secret(snapshot: Snapshot, plan: Plan, wanted: list[Need]) -> list[Finding]:
     name = plan.spec.image_pull_secret
     if name is None or not snapshot.can_read("secrets"):
@@ -144,7 +134,7 @@ def _pull_secret(snapshot: Snapshot, plan: Plan, wanted: list[Need]) -> list[Fin
         text = f"Secret {name} is of type {secret.get('type')}, image pulls take kubernetes.io/dockerconfigjson"
         return [problem("secrets", text, f"kubectl -n {plan.namespace} delete secret {name}, then: {create}")]
     try:
-        servers = set(json.loads(_decoded((secret.get("data") or {}).get(".dockerconfigjson", "")))["auths"])
+        servers = set(json.loads(decoded((secret.get("data") or {}).get(".dockerconfigjson", "")))["auths"])
     except (ValueError, KeyError, TypeError):
         return [problem("secrets", f"Secret {name} holds no readable .dockerconfigjson", create)]
     known = {re.sub(r"^https?://|/.*$", "", server).replace("index.docker.io", "docker.io") for server in servers}

@@ -69,11 +69,7 @@ def _last_words(pod: Manifest) -> str:
 
 def leaving(snapshot: Snapshot, plan: Plan) -> list[Manifest]:
     """The stack's GPU pods that are told to go and still finish their requests."""
-    return [
-        pod
-        for pod in snapshot.here("pods")
-        if labels_of(pod).get("app.kubernetes.io/instance") == plan.name and pod["metadata"].get("deletionTimestamp")
-    ]
+    return [pod for pod in snapshot.here("pods") if is_own(pod, plan) and is_leaving(pod)]
 
 
 def own_pods(snapshot: Snapshot, plan: Plan) -> list[Manifest]:
@@ -81,10 +77,18 @@ def own_pods(snapshot: Snapshot, plan: Plan) -> list[Manifest]:
     return [
         pod
         for pod in snapshot.here("pods")
-        if labels_of(pod).get("app.kubernetes.io/instance") == plan.name
-        and not pod["metadata"].get("deletionTimestamp")
-        and (pod.get("status") or {}).get("phase") != "Succeeded"
+        if is_own(pod, plan) and not is_leaving(pod) and (pod.get("status") or {}).get("phase") != "Succeeded"
     ]
+
+
+def is_own(found: Manifest, plan: Plan) -> bool:
+    """The object is one of the stack's servers, or of what makes and reaches them."""
+    return labels_of(found).get("app.kubernetes.io/instance") == plan.name
+
+
+def is_leaving(pod: Manifest) -> bool:
+    """It is told to go."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def is_ready(pod: Manifest) -> bool:
@@ -107,7 +111,7 @@ def _refused_pods(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     found = []
     going = leaving(snapshot, plan)
     for owner in snapshot.here("replicasets"):
-        if labels_of(owner).get("app.kubernetes.io/instance") != plan.name:
+        if not is_own(owner, plan):
             continue
         failure = condition(owner, "ReplicaFailure")
         if failure.get("status") == "True":
@@ -126,12 +130,15 @@ def _refused_pods(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     return found
 
 
+def _waits_for(going: list[Manifest], plan: Plan) -> str:
+    names = ", ".join(pod["metadata"]["name"] for pod in going)
+    return f"waits until {names} has given its GPUs back, at most {plan.leaving.grace_s} s"
+
+
 def _refusal(message: str, plan: Plan, going: list[Manifest]) -> Finding:
     space = plan.namespace
     if "exceeded quota" in message and going:
-        names = ", ".join(pod["metadata"]["name"] for pod in going)
-        text = f"the next pod waits until {names} has given its GPUs back, at most {plan.leaving.grace_s} s"
-        return note("workload", text, f"kubectl -n {space} get pods")
+        return note("workload", f"the next pod {_waits_for(going, plan)}", f"kubectl -n {space} get pods")
     if "exceeded quota" in message or "failed quota" in message:
         mend = f"kubectl -n {space} describe resourcequota; raise it, or ask for fewer replicas"
     elif "violates PodSecurity" in message:
@@ -150,7 +157,7 @@ def _ray(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     """What KubeRay says of the stack's services, and its silence."""
     found = []
     for service in snapshot.here("rayservices"):
-        if labels_of(service).get("app.kubernetes.io/instance") != plan.name:
+        if not is_own(service, plan):
             continue
         name = service["metadata"]["name"]
         if not service.get("status"):
@@ -259,9 +266,7 @@ def _unplaced(snapshot: Snapshot, plan: Plan, pod: Manifest, placed: dict[str, s
     reason = reason.replace(" no new claims to deallocate,", "")
     going = leaving(snapshot, plan)
     if going and "Insufficient" in reason:
-        names = ", ".join(one["metadata"]["name"] for one in going)
-        text = f"pod {name} waits until {names} has given its GPUs back, at most {plan.leaving.grace_s} s"
-        return note("pods", text, f"kubectl -n {plan.namespace} get pods", name)
+        return note("pods", f"pod {name} {_waits_for(going, plan)}", f"kubectl -n {plan.namespace} get pods", name)
     waits = next((m for m in by.values() if m.startswith("Pod should schedule on")), None)
     if waits is not None and "karpenter" in by:
         return note("pods", f"pod {name} waits for its node: {waits}", "kubectl get nodeclaims", name)

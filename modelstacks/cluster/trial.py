@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import time
@@ -10,9 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelstacks.cluster import forward, pods
+from modelstacks.cluster import forward, live, pods, secrets
 from modelstacks.cluster.connection import Cluster, Kind
-from modelstacks.cluster.snapshot import labels_of
 from modelstacks.errors import ClusterError
 from modelstacks.plan import Plan
 from modelstacks.render.values import api_key_secret, form_of
@@ -54,35 +52,20 @@ class Answered:
 
 def target(cluster: Cluster, plan: Plan) -> Target:
     """A ready server of the stack and the key of its API. Raises ClusterError that says what is missing."""
-    wanted = {"app.kubernetes.io/instance": plan.name} | plan.tier_form.service_labels
     found = cluster.items(Kind("v1", "Pod"), plan.namespace)
-    ready = [
-        str(pod["metadata"]["name"])
-        for pod in found
-        if wanted.items() <= labels_of(pod).items()
-        and pods.is_ready(pod)
-        and not pod["metadata"].get("deletionTimestamp")
-    ]
+    ready = live.servers(plan, [pod for pod in found if pods.is_own(pod, plan) and not pods.is_leaving(pod)])
     if not ready:
         raise ClusterError(
             f"no server of {plan.stack or plan.name} is ready",
             next_step=f"modelstacks status {plan.stack or plan.name}",
         )
-    secret = api_key_secret(plan)
-    key = None
-    if secret is not None:
-        held = cluster.get(Kind("v1", "Secret"), plan.namespace, secret)
-        data = (held or {}).get("data") or {}
-        if "key" not in data:
-            raise ClusterError(
-                f"Secret {secret} in {plan.namespace} has no key of the API", next_step=f"pulumi up -s {plan.stack}"
-            )
-        key = base64.b64decode(data["key"]).decode(errors="replace")
-        if not key.isprintable() or key != key.strip():
-            raise ClusterError(
-                f"the key in Secret {secret} has blanks or a line break, which HTTP does not carry",
-                next_step=f"make Secret {secret} again, without them",
-            )
+    secret, key = api_key_secret(plan), secrets.api_key(cluster, plan)
+    if secret is not None and key is None:
+        raise ClusterError(
+            f"Secret {secret} in {plan.namespace} has no key of the API", next_step=f"pulumi up -s {plan.stack}"
+        )
+    if key is not None and (why := secrets.unsendable(key)) is not None:
+        raise ClusterError(f"the key in Secret {secret} {why}", next_step=f"make Secret {secret} again, without them")
     # TGI takes any name and is known by its checkpoint's.
     form = form_of(plan)
     return Target(ready[0], form.port, plan.choice.model.id, form.health_path, secret, key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import importlib.util
 import os
@@ -16,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modelstacks.cluster import access
+from modelstacks.cluster import access, secrets
 from modelstacks.cluster.connection import Cluster, Kind, Manifest
 from modelstacks.errors import ClusterError, ModelstacksError
 from modelstacks.local import journey, ports
 from modelstacks.local.layout import Layout
 from modelstacks.plan import Plan
-from modelstacks.render.values import api_key_secret, form_of
+from modelstacks.render.values import form_of
 
 Report = Callable[[str], None]
 _MANAGER = "modelstacks-local"
@@ -88,11 +87,9 @@ def start(
     """The server's process, with the container's arguments and the key of its API."""
     engine = plan.choice.engine
     env = dict(os.environ)
-    secret = api_key_secret(plan)
-    held = cluster.get(Kind("v1", "Secret"), plan.namespace, secret) if secret is not None else None
-    key = ((held or {}).get("data") or {}).get("key")
+    key = secrets.api_key(cluster, plan)
     if key is not None:
-        env[form_of(plan).api_key_env] = base64.b64decode(key).decode(errors="replace")
+        env[form_of(plan).api_key_env] = key
     command = [
         sys.executable, "-m", "modelstacks.local.modelserver", "--engine", engine, "--listen", str(port),
         "--load-s", str(load_s), "--token-s", str(token_s), "--kv-tokens", str(plan.memory.kv_cache_tokens),

@@ -13,9 +13,9 @@ from modelstacks.catalog.versions import NATIVE_FP8, version_key
 from modelstacks.cloudspec import DEFAULT_CLUSTER
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path
-from modelstacks.plan import choose
+from modelstacks.plan import choose, servers
 from modelstacks.plan.check import Checked, estimate, load_cache
-from modelstacks.plan.leaving import GRACE_AT_MOST_S, leaving
+from modelstacks.plan.leaving import leaving
 from modelstacks.plan.rollout import refusals as rollout_refusals
 from modelstacks.plan.startup import timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
@@ -62,8 +62,8 @@ def plan(
         problem = Problem(key_path("autoscale"), text, None, "modelstacks:replicas")
         raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
     _check_launcher(plan, catalog)
-    _check_server_keys(plan)
-    plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan), *_weights_refusals(plan)))
+    servers.check_keys(plan)
+    plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan), *servers.weights_refusals(plan)))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
         plan = replace(plan, refusals=(*plan.refusals, *policy))
@@ -90,21 +90,19 @@ def plan(
 
 def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked) -> Plan:
     choice = decided.choice
-    checkpoints = choice.model.checkpoints
-    origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
     kind = catalog.clouds[spec.cloud.kind] if spec.cloud is not None else None
     nodes = price.nodes_per_replica(choice.gpu, choice.topology)
     machines = _pool(spec, kind, stack, decided)
     spot = machines is not None and any(way.way == "spot" for step in machines.steps for way in step)
     speed = estimate(decided)
-    weights = weights_plan(spec.weights, checkpoints.get(origin))
+    weights = weights_plan(spec.weights, choice.checkpoint)
     return Plan(
         spec=spec,
         stack=stack,
         choice=choice,
         tier_form=catalog.tier_form(choice.tier, spec.launcher),
         cloud=kind,
-        checkpoint=checkpoints.get(origin),
+        checkpoint=choice.checkpoint,
         weights_gib=decided.weights.total_gib,
         memory=decided.memory,
         cost=decided.cost,
@@ -163,38 +161,6 @@ def _disk_refusals(plan: Plan) -> list[Refusal]:
     text = f"weights and caches need {disk.need_gib:,} GiB of a node's disk, {_machine(plan)} has "
     text += f"{disk.have_gib:,.0f}; modelstacks:weights: {{storageClass: NAME}} takes a volume for each pod"
     return [Refusal("disk-too-small", text, disk.need_gib, round(disk.have_gib), "GiB of node disk")]
-
-
-def _check_server_keys(plan: Plan) -> None:
-    """Raise BadInput for settings of servers that the decided tier or engine has no use for."""
-    form = plan.choice.form
-    if plan.spec.rollout == "recreate" and plan.nodes_per_replica > 1:
-        text = "is for replicas on one node: over several nodes they are changed one by one, or beside one another"
-        problem = Problem(key_path("rollout"), text, "recreate", "in-place, surge")
-        raise BadInput([problem], source=plan.stack or plan.choice.model.id, next_step="leave it out")
-    if plan.spec.read_only_root and form is not None and not form.read_only_root:
-        text = f"is not for {plan.choice.engine} in the {plan.choice.tier} tier: {form.writes_root_reason}"
-        problem = Problem(key_path("readOnlyRoot"), text, True, "false")
-        raise BadInput([problem], source=plan.stack or plan.choice.model.id, next_step="leave it out")
-
-
-def _weights_refusals(plan: Plan) -> list[Refusal]:
-    """Places of weights that the engine cannot read, or that do not reach every pod."""
-    spec, topology = plan.spec, plan.choice.topology
-    found = []
-    form = plan.choice.form
-    if plan.weights.place == "object-store" and form is not None and not form.streams_weights:
-        text = f"{plan.choice.engine} in the {plan.choice.tier} tier cannot stream weights from {spec.weights.uri}; "
-        text += "a shared volume or a claim can hold them"
-        found.append(Refusal("engine-unsupported", text, 1, 0, "engines that stream weights"))
-    if spec.weights.on_one_node:
-        node = plan.pool.machine.gpus if plan.pool is not None else plan.choice.gpu.max_gpus_per_node
-        need = topology.gpus * spec.replicas_at_most
-        if need > node:
-            text = f"a ReadWriteOnce volume is on one node of {node} GPUs, the replicas take {need}; "
-            text += "modelstacks:weights.accessMode: ReadWriteMany reaches every node"
-            found.append(Refusal("volume-on-one-node", text, need, node, "GPUs of a node"))
-    return found
 
 
 def _fabric(spec: StackSpec, kind: CloudKind | None, catalog: Catalog, decided: Checked) -> Fabric | None:
@@ -312,7 +278,7 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
     held = cost.machine.gpus * cost.machines if cost.machine is not None else plan.gpus
     if held > plan.gpus and plan.spec.replicas:
         warnings.append(f"{held - plan.gpus} of {held} GPUs paid for stay idle: {_machine(plan)} is rented whole")
-    warnings += _pool_warnings(plan) + _server_warnings(plan)
+    warnings += _pool_warnings(plan) + servers.warnings(plan)
     if plan.spec.autoscale is not None:
         warnings.append(
             f"autoscaling needs KEDA (operators: [keda]) and a Prometheus at {plan.spec.autoscale.prometheus} that "
@@ -350,31 +316,6 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
         original = choice.model.architecture.max_context
         warnings.append(f"context beyond {original} stretches RoPE, which can cost quality on short prompts")
     return warnings
-
-
-def _server_warnings(plan: Plan) -> list[str]:
-    """What a reviewer must know of how servers start and leave."""
-    warnings = []
-    if plan.leaving.grace_s > GRACE_AT_MOST_S:
-        text = (
-            f"drainSeconds asks for a grace of {plan.leaving.grace_s} s: node drains by the Cluster Autoscaler and by "
-        )
-        text += f"clouds wait {GRACE_AT_MOST_S} s"
-        if plan.nodes_per_replica > 1:
-            text += ", and over several nodes every pod that leaves takes all of it, busy or not"
-        warnings.append(text)
-    shared, zones = plan.spec.weights, plan.spec.cloud.zones if plan.spec.cloud is not None else ()
-    if shared.on_one_node and plan.weights.fetched_by == "job" and len(zones) != 1:
-        warnings.append("a ReadWriteOnce volume lies in the zone of the Job that fills it: name one in cloud.zones")
-    if plan.weights.reads_hub and plan.timeouts.download_s > _LONG_DOWNLOAD_S:
-        minutes = round(plan.timeouts.download_s / 60)
-        text = f"every pod that comes fetches {plan.weights_gib:,.0f} GiB from the hub, {minutes} minutes: "
-        warnings.append(text + "modelstacks:weights: {storageClass: NAME, shared: true} fetches them once")
-    return warnings
-
-
-# From here on it is worth a volume.
-_LONG_DOWNLOAD_S = 1800
 
 
 def _runs_own_code(plan: Plan) -> bool:

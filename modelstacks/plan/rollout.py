@@ -59,8 +59,11 @@ def minutes(seconds: int) -> str:
     return f"{round(seconds / 60)} minutes"
 
 
-def rollout(plan: Plan) -> Rollout:
-    """The way that never asks for GPUs which the stack may not hold, or the one that the stack names."""
+def rollout(plan: Plan, running: int | None = None) -> Rollout:
+    """The way that never asks for GPUs which the stack may not hold, or the one that the stack names.
+
+    `running` replicas are what is there to restart; the plan's own number where that is not known.
+    """
     several = plan.nodes_per_replica > 1
     # Where one apply may change every replica at once, there must be room for a second of each, or for none.
     at_once = max(1, plan.spec.replicas_at_most) if plan.tier_form.changed_together else 1
@@ -84,7 +87,7 @@ def rollout(plan: Plan) -> Rollout:
         # Of one replica nothing serves meanwhile anyway; made anew, the new pod waits until the old one's GPUs are
         # free.
         way = "recreate"
-    return _timed(plan, way, spare, needed, reason)
+    return _timed(plan, way, spare, needed, reason, plan.spec.replicas if running is None else running)
 
 
 def refusals(plan: Plan) -> list[Refusal]:
@@ -98,7 +101,7 @@ def refusals(plan: Plan) -> list[Refusal]:
         text += f"modelstacks:cloud.limitGpus: {limit}, or modelstacks:rollout: in-place"
         return [Refusal("rollout-would-hang", text, change.needed_gpus, change.spare_gpus, "spare GPUs")]
     if plan.spec.weights.on_one_node:
-        room = _gpus_of_node(plan) - plan.choice.topology.gpus * plan.spec.replicas_at_most
+        room = plan.gpus_of_node - plan.choice.topology.gpus * plan.spec.replicas_at_most
         if room < change.needed_gpus:
             text = "a roll-out by surge would wait for ever: the weights' volume is ReadWriteOnce, and its node has "
             text += f"{max(0, room)} GPUs left; modelstacks:rollout: in-place, or a ReadWriteMany volume"
@@ -108,8 +111,7 @@ def refusals(plan: Plan) -> list[Refusal]:
     return []
 
 
-def _timed(plan: Plan, way: Way, spare: int, needed: int, reason: str) -> Rollout:
-    replicas = plan.spec.replicas
+def _timed(plan: Plan, way: Way, spare: int, needed: int, reason: str, replicas: int) -> Rollout:
     together = way == "recreate" or (plan.tier_form.changed_together and way == "new-cluster")
     steps = min(replicas, 1) if together else replicas
     leave_s = plan.leaving.pre_stop_s
@@ -166,7 +168,3 @@ def _limit(plan: Plan, needed: int) -> int:
     """The limit of GPUs that would let `needed` more come: whole machines, or shares of a node."""
     step = plan.pool.machine.gpus if plan.pool is not None else plan.gpus_per_node
     return -(-(plan.gpus_committed + needed) // step) * step
-
-
-def _gpus_of_node(plan: Plan) -> int:
-    return plan.pool.machine.gpus if plan.pool is not None else plan.choice.gpu.max_gpus_per_node

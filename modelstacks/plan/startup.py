@@ -15,8 +15,7 @@ def timeouts(catalog: Catalog, checked: Checked, weights: WeightsPlan, kind: Clo
     """Seconds that each step takes at pessimistic speeds, and the budgets that follow."""
     loading = catalog.versions.loading
     choice = checked.choice
-    origin = choice.model.quantize_at_load.get(choice.quantization, choice.quantization)
-    stored = choice.model.checkpoints.get(origin)
+    stored = choice.checkpoint
     gib = stored.size_gib if stored is not None else checked.weights.total_gib
 
     def seconds(place: WeightsSpeed) -> int:

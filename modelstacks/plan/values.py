@@ -62,6 +62,11 @@ class Choice:
     # The sequences per step are the user's or an alternative's, not the engine's own default.
     sequences_set: bool = False
 
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The files that servers fetch: of the quantization itself, or of what it is made from as it is loaded."""
+        return self.model.checkpoints.get(self.model.quantize_at_load.get(self.quantization, self.quantization))
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -187,6 +192,11 @@ class Plan:
     def gpus(self) -> int:
         """GPUs of all replicas, in all clusters."""
         return self.choice.topology.gpus * self.spec.replicas * self.spec.copies
+
+    @property
+    def gpus_of_node(self) -> int:
+        """GPUs of one whole node: of the pool's machine, or the most that machines with this GPU have."""
+        return self.pool.machine.gpus if self.pool is not None else self.choice.gpu.max_gpus_per_node
 
     @property
     def gpus_of_spare(self) -> int:

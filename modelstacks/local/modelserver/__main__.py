@@ -16,12 +16,12 @@ import uvicorn
 
 from modelstacks.catalog import Catalog
 from modelstacks.errors import ModelstacksError
+from modelstacks.local import ports
 from modelstacks.local.imitation import Imitation
 from modelstacks.local.modelserver.app import Server
 from modelstacks.local.modelserver.measures import Measures
 from modelstacks.local.modelserver.started import Pace, read
 
-HOST = "127.0.0.1"
 _SHARDS = 10
 # What real servers write when they end before they serve; the last line is what a pod keeps.
 FAILURES = {
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         pace = Pace(given.load_s, given.token_s, given.kv_tokens, given.dies_after)
-        started = read(given.engine, given.args, pace, Catalog())
+        catalog = Catalog()
+        started = read(given.engine, given.args, pace, catalog)
     except ModelstacksError as error:
         print(f"{given.engine}: error: {error}", file=sys.stderr)
         return 2
@@ -61,15 +62,15 @@ def main(arguments: list[str]) -> int:
             print(FAILURES[given.fail], file=sys.stderr)
             return 1
     port = started.port if given.listen is None else given.listen
-    asyncio.run(_serve(started.engine, Imitation(started.settings), port, started.drain_s / given.faster))
+    key = os.environ.get(catalog.any_form(given.engine).api_key_env) or None
+    asyncio.run(_serve(started.engine, Imitation(started.settings), port, started.drain_s / given.faster, key))
     return 0
 
 
-async def _serve(engine: str, core: Imitation, port: int, drain_s: float) -> None:
-    key = os.environ.get("VLLM_API_KEY" if engine == "vllm" else "API_KEY") or None
+async def _serve(engine: str, core: Imitation, port: int, drain_s: float, key: str | None) -> None:
     app = Server(engine, core, Measures(engine, core), key).app()
     # Told to end, it listens no more and waits for the requests that run, as long as the engine would.
-    config = uvicorn.Config(app, host=HOST, port=port, log_level="warning", lifespan="off")
+    config = uvicorn.Config(app, host=ports.HOST, port=port, log_level="warning", lifespan="off")
     # Declared for whole seconds, and handed on to asyncio, which takes parts of them.
     config.timeout_graceful_shutdown = drain_s  # type: ignore[assignment]
     server = uvicorn.Server(config)
@@ -77,7 +78,7 @@ async def _serve(engine: str, core: Imitation, port: int, drain_s: float) -> Non
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     for socket in [s for one in server.servers for s in one.sockets]:
-        print(f"serving {core.settings.model} on http://{HOST}:{socket.getsockname()[1]}", flush=True)
+        print(f"serving {core.settings.model} on http://{ports.HOST}:{socket.getsockname()[1]}", flush=True)
     await serving
 
 
