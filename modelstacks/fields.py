@@ -51,6 +51,8 @@ Tokens = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=100_000_00
 Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
 Word = Annotated[str, BeforeValidator(text), Field(min_length=1, max_length=253)]
+# Names of cluster-wide objects, such as storage classes: dots are allowed.
+StorageName = Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 DnsLabel = Annotated[str, BeforeValidator(text), Field(pattern=DNS_LABEL)]
 
 

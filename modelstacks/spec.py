@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from modelstacks import cloudspec
+from modelstacks import cloudspec, weightspec
 from modelstacks.catalog import Catalog
 from modelstacks.catalog.hardware import WeightFormat
 from modelstacks.cloudspec import Capacity, CloudSpec, ObjectRef, Taint, Toleration
@@ -26,6 +26,7 @@ from modelstacks.fields import (
     LabelKey,
     LabelValue,
     Section,
+    StorageName,
     Tokens,
     Usd,
     Word,
@@ -36,6 +37,7 @@ from modelstacks.fields import (
     text,
     whole_number,
 )
+from modelstacks.weightspec import WeightsSpec
 
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
@@ -52,60 +54,6 @@ QUANTIZATIONS: tuple[str, ...] = get_args(WeightFormat)
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _TAKEN_NAMESPACES = ("default",)
-
-
-StorageName = Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-
-
-def _inner_path(value: str) -> str:
-    parts = value.split("/")
-    if any(part in ("", ".", "..") or re.search(r"\s", part) for part in parts):
-        raise ValueError("must be a folder inside the volume, such as models/llama, without a leading / and ..")
-    return value
-
-
-def _host_path(value: str) -> str:
-    parts = value.split("/")
-    if not value.startswith("/") or value == "/" or ".." in parts or re.search(r"[\s:]", value):
-        raise ValueError("must be a folder from the root on, such as /mnt/models, without ..")
-    return value
-
-
-class WeightsSpec(Section):
-    """Where servers find the weights. At most one place; none: every pod fetches them from the hub onto its node.
-
-    `prefetch` fills a claim or a folder of the node from the hub first; what is filled by others has its model at
-    `path`.
-    """
-
-    claim: DnsLabel | None = None
-    storage_class: StorageName | None = None
-    # One volume of the storage class for all pods, filled once, instead of one a pod.
-    shared: bool = False
-    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = None
-    image: Annotated[Word, Field(pattern=r"^[^\s@]+(:[^\s:@/]+)?(@sha256:[0-9a-f]{64})?$")] | None = None
-    uri: Annotated[Word, Field(pattern=r"^(s3|gs)://[^\s/]+(/\S*)?$")] | None = None
-    host_path: Annotated[Word, AfterValidator(_host_path)] | None = None
-    path: Annotated[Word, AfterValidator(_inner_path)] | None = None
-    prefetch: bool | None = None
-    credentials_secret: DnsLabel | None = None
-
-    @property
-    def from_elsewhere(self) -> bool:
-        """The servers themselves fetch nothing from the hub."""
-        return self.shared or any((self.claim, self.image, self.uri, self.host_path))
-
-    @property
-    def prefetched(self) -> bool:
-        """Something of this stack fetches them from the hub before a server looks for them."""
-        if self.shared or self.claim is not None:
-            return self.path is None and self.prefetch is not False
-        return bool(self.host_path is not None and self.prefetch)
-
-    @property
-    def on_one_node(self) -> bool:
-        """All pods must share the one node that can mount the volume."""
-        return self.access_mode == "ReadWriteOnce"
 
 
 class AutoscaleSpec(Section):
@@ -360,7 +308,7 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         allowed = ", ".join(spec.prefer.quantizations)
         text = f"is {spec.quantization}, which prefer.quantizations leaves out"
         problems.append(Problem(key_path("quantization"), text, spec.quantization, allowed))
-    return problems + _weights(spec) + _places(spec, catalog)
+    return problems + weightspec.problems(spec.weights, spec.lora_modules) + _places(spec, catalog)
 
 
 def _scaling(scale: AutoscaleSpec | None) -> list[Problem]:
@@ -384,46 +332,6 @@ def _scaling(scale: AutoscaleSpec | None) -> list[Problem]:
             problems.append(Problem(path, f"is missing for min 0: {why[key]}"))
         elif scale.min and value is not None:
             problems.append(Problem(path, f"is for min 0, and min is {scale.min}", value, "autoscale.min: 0"))
-    return problems
-
-
-def _weights(spec: StackSpec) -> list[Problem]:
-    """Places that exclude one another, and settings of one place beside another."""
-    weights = spec.weights
-    places = {
-        "claim": weights.claim, "storageClass": weights.storage_class, "image": weights.image, "uri": weights.uri,
-        "hostPath": weights.host_path,
-    }  # fmt: skip
-    named = [name for name, value in places.items() if value is not None]
-    if len(named) > 1:
-        text = f"names {' and '.join(named)}: the weights are in one place"
-        return [Problem(key_path("weights"), text, None, "one of them")]
-    of: dict[str, tuple[object, tuple[str, ...], str]] = {
-        "shared": (weights.shared or None, ("storageClass",), "a storageClass to make the volume of"),
-        "accessMode": (weights.access_mode, ("claim", "storageClass"), "a claim or a shared volume"),
-        "path": (weights.path, ("claim", "image", "hostPath"), "a claim, an image or a hostPath"),
-        "prefetch": (weights.prefetch, ("claim", "hostPath", "storageClass"), "a claim, a shared volume or a hostPath"),
-        "credentialsSecret": (weights.credentials_secret, ("uri",), "a uri"),
-    }
-    problems = [
-        Problem(key_path(f"weights.{key}"), f"goes with {what}", value)
-        for key, (value, with_, what) in of.items()
-        if value is not None and not set(named) & set(with_)
-    ]
-    if weights.storage_class is not None and not weights.shared and (weights.access_mode or weights.prefetch):
-        problems.append(Problem(key_path("weights.shared"), "is not set: every pod has a volume of its own", None))
-    if weights.shared and weights.prefetch is False:
-        problems.append(Problem(key_path("weights.prefetch"), "is false, and nothing else fills a new volume"))
-    if weights.path is not None and weights.prefetch:
-        text = "is what others put there, and prefetch would fetch the model too"
-        problems.append(Problem(key_path("weights.path"), text, weights.path, "one of the two"))
-    if weights.claim is not None and weights.prefetch is False and weights.path is None:
-        text = "is missing: without prefetch the folder of the model in the claim must be named"
-        problems.append(Problem(key_path("weights.path"), text))
-    fetched = sorted(source for source in spec.lora_modules.values() if not source.startswith("/"))
-    if weights.from_elsewhere and fetched:
-        text = f"{fetched[0]} comes from the hub, and servers with weights of their own do not reach it"
-        problems.append(Problem(key_path("loraModules"), text, fetched[0], "a path, such as /weights/adapters/one"))
     return problems
 
 

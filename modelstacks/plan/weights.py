@@ -8,7 +8,7 @@ from typing import Literal
 
 from modelstacks.catalog import Checkpoint
 from modelstacks.catalog.versions import WeightsSpeed
-from modelstacks.spec import WeightsSpec
+from modelstacks.weightspec import WeightsSpec
 
 # Where servers see weights that they only read.
 MOUNT = "/weights"
