@@ -5,6 +5,7 @@ Defaults live here and nowhere else. Every mistake is reported at once, with its
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
 from collections.abc import Mapping
@@ -190,6 +191,8 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
     problems += _unknown_ids(values, catalog) + _same_clusters(values.get("clusters"))
     if spec is not None and not problems:
         problems += _contradictions(spec, catalog)
+    elif spec is None:
+        problems += _contradictions_within(values)
     if problems or spec is None:
         raise BadInput(_unique(problems), source=source, next_step="correct the values named above and run again")
     # Everything that is planned for now is planned for the least there may be: of scale to zero the one that comes.
@@ -309,6 +312,16 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         text = f"is {spec.quantization}, which prefer.quantizations leaves out"
         problems.append(Problem(key_path("quantization"), text, spec.quantization, allowed))
     return problems + weightspec.problems(spec.weights, spec.lora_modules) + _places(spec, catalog)
+
+
+def _contradictions_within(values: Mapping[str, Any]) -> list[Problem]:
+    """Those of sections that can be read by themselves, where a mistake elsewhere keeps the whole from being read."""
+    problems: list[Problem] = []
+    with contextlib.suppress(ValidationError):
+        problems += _scaling(AutoscaleSpec.model_validate(values["autoscale"]) if "autoscale" in values else None)
+    with contextlib.suppress(ValidationError):
+        problems += weightspec.problems(WeightsSpec.model_validate(values.get("weights", {})), {})
+    return problems
 
 
 def _scaling(scale: AutoscaleSpec | None) -> list[Problem]:

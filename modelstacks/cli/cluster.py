@@ -306,7 +306,13 @@ def try_(
     cluster = access.connect(place.spec.kubeconfig, place.spec.kube_context)
     target = trial.target(cluster, place)
     # Nobody behind the port is told before a question is asked of it.
-    forward.get(cluster, place.namespace, target.pod, target.port, target.health_path)
+    try:
+        forward.get(cluster, place.namespace, target.pod, target.port, target.health_path)
+    except ClusterError as error:
+        if place.cloud is None or not place.cloud.simulated:
+            raise
+        text = f"{error.message}: simulated pods run nothing"
+        raise ClusterError(text, next_step=f"modelstacks local serve {stack}, which goes on beside this") from None
     listener = forward.Listener(cluster, place.namespace, target.pod, target.port, keep or 0)
     if not as_json:
         typer.echo(f"http://{forward.HOST}:{listener.port}/v1 is pod {target.pod}", err=True)

@@ -84,6 +84,22 @@ def test_contradictions_are_bad_input(values: dict[str, Any], path: str) -> None
     assert path in problems({**GOOD, **values})
 
 
+def test_a_wrong_number_hides_no_contradiction_of_a_section() -> None:
+    """Nobody corrects a file twice: what is wrong within autoscale and weights is told with the rest."""
+    asked = {
+        "model": "qwen-2.5-72b", "drainSeconds": -5, "autoscale": {"min": 0, "max": 3},
+        "weights": {"claim": "w", "uri": "s3://bucket/model"},
+    }  # fmt: skip
+    with pytest.raises(BadInput) as caught:
+        spec.parse(asked, CATALOG, source="test")
+    assert [problem.path for problem in caught.value.problems] == [
+        "modelstacks:autoscale.activationQuery",
+        "modelstacks:autoscale.coldStartSeconds",
+        "modelstacks:drainSeconds",
+        "modelstacks:weights",
+    ]
+
+
 def test_numbers_may_be_text_as_pulumi_writes_them() -> None:
     """`pulumi config set` stores every value as text."""
     parsed = spec.parse({**GOOD, "replicas": "2", "context": "8192"}, CATALOG, source="test")
