@@ -41,7 +41,7 @@ class Checkout:
         assert old in text
         self.stack_file(stack).write_text(text.replace(old, new))
 
-    def run(self, *command: str, check: bool = True, timeout_s: int = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, timeout_s: int = 900) -> subprocess.CompletedProcess[str]:
         """Run a command in the checkout, with the exports of `modelstacks local env` when they are known."""
         environment = {**os.environ, **self.exports, "MODELSTACKS_STATE_DIR": str(self.state)}
         done = subprocess.run(
@@ -72,6 +72,16 @@ class Checkout:
         """`kubectl get … -o json`, its items."""
         items: list[dict[str, Any]] = json.loads(self.kubectl("get", *arguments, "-o", "json"))["items"]
         return items
+
+
+def trial_pod(template: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """The pod of a template, to be tried for admission where its stack was only tried too.
+
+    A dry run makes no service account and no priority class, and admission asks for both.
+    """
+    spec = {k: v for k, v in template["spec"].items() if k not in ("serviceAccountName", "priorityClassName")}
+    metadata = {"name": "trial", "namespace": namespace, "labels": template["metadata"]["labels"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_a_server_gets_the_gpus_of_its_claim(running: Checkout) -> None:
         def hosts() -> list[str]:
             return [p["spec"].get("nodeName", "") for p in running.objects("pods", "-n", space)]
 
-        eventually("the pod is on the L4", lambda: hosts() == ["dra-l4"], 60)
+        eventually("the pod is on the L4", lambda: hosts() == ["dra-l4"])
         (claim,) = running.objects("resourceclaims", "-n", space)
         (given,) = claim["status"]["allocation"]["devices"]["results"]
         assert (given["driver"], given["pool"]) == ("gpu.nvidia.com", "dra-l4")

@@ -15,7 +15,7 @@ from modelstacks.cluster.nodes import pod_templates
 from modelstacks.local import golang
 from modelstacks.local.layout import Layout
 from modelstacks.plan import Plan, plan
-from tests.embedded.conftest import ROOT, Checkout
+from tests.embedded.conftest import ROOT, Checkout, trial_pod
 from tests.unit.test_server_plans import PLACES
 
 pytestmark = pytest.mark.embedded
@@ -162,16 +162,8 @@ def _apply_once(cluster: Cluster, manifest: Manifest, seen: set[str], *, dry: bo
 
 def _admit(cluster: Cluster, template: Manifest, namespace: str, seen: set[str]) -> None:
     """The pod itself, as the namespace's Pod Security level and the API server take it."""
-    # A dry run made no service account, and admission asks for it.
-    spec = {key: value for key, value in template["spec"].items() if key != "serviceAccountName"}
-    spec.pop("priorityClassName", None)
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "trial", "namespace": namespace, "labels": template["metadata"]["labels"]},
-        "spec": spec,
-    }
-    key = json.dumps(["pod", pod["metadata"]["namespace"], spec])
+    pod = trial_pod(template, namespace)
+    key = json.dumps(["pod", namespace, pod["spec"]])
     if key not in seen:
         seen.add(key)
         path = cluster.path(Kind("v1", "Pod"), namespace)

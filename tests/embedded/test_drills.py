@@ -24,7 +24,7 @@ from modelstacks import documents
 from modelstacks.cluster.connection import Cluster, Kind
 from modelstacks.errors import ClusterError
 from tests.embedded.conftest import ROOT, Checkout
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.embedded
 
@@ -119,11 +119,11 @@ class Drill:
                 start_new_session=True,
             )  # fmt: skip
 
-    def hear(self, *texts: str, timeout_s: float = 150) -> str:
+    def hear(self, *texts: str) -> str:
         """What `pulumi up` says until all of `texts` were said; it is then interrupted as by Ctrl-C."""
         log = self.logs / "drill.log"
         up = self.begin_up(log)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         try:
             while not all(text in log.read_text() for text in texts):
                 assert time.monotonic() < deadline, log.read_text()[-3000:]
@@ -158,7 +158,7 @@ class Drill:
         """The next `up` brings what was asked for, and nothing is left over; `twice`, another one changes nothing."""
         self.release()
         self.up()
-        eventually("all serve", lambda: self.serves(replicas), 120)
+        eventually("all serve", lambda: self.serves(replicas))
         if twice:
             self.checkout.run("pulumi", "preview", "--expect-no-changes", "--non-interactive", "-s", STACK)
         state = json.loads(self.checkout.run("pulumi", "stack", "export", "-s", STACK).stdout)["deployment"]
@@ -315,7 +315,7 @@ def test_a_node_that_is_lost(drill: Drill, round_: int) -> None:
         drill.checkout.kubectl("patch", "node", node, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
         drill.checkout.kubectl("delete", "node", node, "--wait=false")
         drill.checkout.kubectl("delete", "pod", victim["metadata"]["name"], "-n", STACK, "--force", "--wait=false")
-        eventually("two serve again", lambda: drill.serves(2), 150)
+        eventually("two serve again", lambda: drill.serves(2))
         drill.converges(2)
     assert seen.lowest >= 1
     assert node not in {p["spec"]["nodeName"] for p in drill.pods()}
@@ -334,9 +334,9 @@ def test_a_spot_machine_that_is_taken_back(drill: Drill, round_: int) -> None:
         drill.checkout.kubectl("delete", "nodeclaims.karpenter.sh", claims[0]["metadata"]["name"], "--wait=false")
         began = time.monotonic()
         key = (victim["metadata"]["namespace"], victim["metadata"]["name"])
-        eventually("its pod has gone", lambda: drill.cluster.get(Kind("v1", "Pod"), *key) is None, 90)
+        eventually("its pod has gone", lambda: drill.cluster.get(Kind("v1", "Pod"), *key) is None)
         assert time.monotonic() - began >= 2, "it had time to finish its requests"
-        eventually("two serve again", lambda: drill.serves(2), 150)
+        eventually("two serve again", lambda: drill.serves(2))
         drill.converges(2)
     assert seen.lowest >= 1
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from modelstacks import documents, stackfile
+from modelstacks.cluster.nodes import pod_templates
 from modelstacks.local import journey
-from tests.embedded.conftest import ROOT, Checkout
+from tests.embedded.conftest import ROOT, Checkout, trial_pod
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.embedded
@@ -125,27 +126,11 @@ def test_every_manifest_is_accepted_by_the_api_server(stack: str, running: Check
                 manifest["metadata"]["namespace"] = trial
             apply = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
             checkout.kubectl(*apply, text=documents.write(manifest))
-        # The service account and the priority class of a dry run do not exist, and pods ask for them.
-        checkout.kubectl("create", "serviceaccount", stack.replace(".", "-"), "-n", trial)
-        for template in pod_templates(manifests):
-            metadata = {"name": "trial", "namespace": trial, "labels": template["metadata"]["labels"]}
-            spec = {key: value for key, value in template["spec"].items() if key != "priorityClassName"}
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-            checkout.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", text=documents.write(pod))
+        for _, _, template in (each for manifest in manifests for each in pod_templates(manifest)):
+            pod = documents.write(trial_pod(template, trial))
+            checkout.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", text=pod)
     finally:
         checkout.kubectl("delete", "namespace", trial, "--wait=false")
-
-
-def pod_templates(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pod template of a stack, Ray's head and workers among them."""
-    templates = []
-    for manifest in manifests:
-        if manifest["kind"] == "Deployment":
-            templates.append(manifest["spec"]["template"])
-        if manifest["kind"] == "RayService":
-            cluster = manifest["spec"]["rayClusterConfig"]
-            templates += [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
-    return templates
 
 
 def test_an_up_killed_in_the_middle_can_be_run_again(checkout: Checkout) -> None:

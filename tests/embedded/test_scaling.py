@@ -216,21 +216,20 @@ def test_replicas_follow_requests_in_flight_and_an_empty_answer_changes_nothing(
         entries = (found.get("status") or {}).get("conditions") or []
         return next((str(entry["status"]) for entry in entries if entry["type"] == kind), "")
 
-    eventually("KEDA reads the metrics", lambda: condition("Ready") == "True", 60)
+    eventually("KEDA reads the metrics", lambda: condition("Ready") == "True")
     assert replicas() == 1
     (scaled,) = (m for m in manifests if m["kind"] == "ScaledObject")
     threshold = int(scaled["spec"]["triggers"][0]["metadata"]["threshold"])
     # The autoscaler leaves a tenth above or below its target alone.
     for _ in range(3 * threshold):
         ask(port)
-    eventually("three replicas for three thresholds", lambda: replicas() == 3, 120)
+    eventually("three replicas for three thresholds", lambda: replicas() == 3)
     for connection in OPEN:
         connection.close()
-    eventually(
-        "nothing is in flight", lambda: prometheus.value(scaled["spec"]["triggers"][0]["metadata"]["query"]) == 0, 30
-    )
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    eventually("nothing is in flight", lambda: prometheus.value(query) == 0)
     process.send_signal(signal.SIGKILL)
-    eventually("an empty answer is an error", lambda: condition("Ready") == "False", 60)
+    eventually("an empty answer is an error", lambda: condition("Ready") == "False")
     assert replicas() == 3, "nobody leaves in haste, nor for want of metrics"
     cluster = Cluster.connect(keda.exports["KUBECONFIG"], None, STACK)
     read = snapshot.read(cluster, STACK, manifests)

@@ -17,7 +17,7 @@ import pytest
 
 from modelstacks import documents
 from tests.embedded.conftest import Checkout
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.embedded
 
@@ -59,7 +59,7 @@ def fresh(checkout: Checkout) -> Iterator[Checkout]:
     eventually("no claim is left", lambda: not checkout.objects("nodeclaims.karpenter.sh", *own))
 
 
-def hear(checkout: Checkout, *texts: str, timeout_s: int = 120) -> str:
+def hear(checkout: Checkout, *texts: str) -> str:
     """What `pulumi up` prints until all of `texts` were said; then it is interrupted as with Ctrl-C."""
     environment = {**os.environ, **checkout.exports, "MODELSTACKS_STATE_DIR": str(checkout.state)}
     log = checkout.state / "heard.log"
@@ -68,7 +68,7 @@ def hear(checkout: Checkout, *texts: str, timeout_s: int = 120) -> str:
             ["pulumi", "up", "--yes", "--non-interactive", "--skip-preview", "-s", STACK],
             cwd=checkout.folder, env=environment, stdout=written, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         try:
             while not all(text in log.read_text() for text in texts):
                 assert time.monotonic() < deadline, log.read_text()[-3000:]
@@ -98,7 +98,7 @@ def problems(answer: dict[str, Any]) -> str:
 
 
 def patient(holds: Callable[[], bool], what: str) -> None:
-    eventually(what, holds, 90)
+    eventually(what, holds)
 
 
 def test_all_is_well_at_first(fresh: Checkout) -> None:

@@ -13,7 +13,7 @@ from modelstacks.catalog import Catalog
 from modelstacks.cluster.connection import Cluster
 from modelstacks.cluster.nodes import pod_templates
 from modelstacks.plan import plan
-from tests.embedded.conftest import ROOT, Checkout
+from tests.embedded.conftest import ROOT, Checkout, trial_pod
 from tests.embedded.test_cloud_kinds import DEFINITIONS, modules
 from tests.embedded.test_journey import changes, gpus_of
 from tests.waiting import eventually
@@ -125,10 +125,8 @@ def test_groups_are_accepted_by_their_own_definition(running: Checkout, modules:
             groups["metadata"]["namespace"] = trial
             cluster.apply(groups, "trial", dry_run=True, force=True)
             for _, _, template in pod_templates(groups):
-                metadata = {"name": "trial", "namespace": trial, "labels": template["metadata"]["labels"]}
-                spec = {k: v for k, v in template["spec"].items() if k != "serviceAccountName"}
-                pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-                running.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", text=json.dumps(pod))
+                pod = json.dumps(trial_pod(template, trial))
+                running.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", text=pod)
             tried += 1
     assert tried >= 4
     running.kubectl("delete", "namespace", trial, "--wait=false")

@@ -79,12 +79,10 @@ def test_only_loopback_listens(embedded_cluster):
 
 
 @pytest.mark.embedded
-def test_second_up_returns_at_once(embedded_cluster, up):
+def test_second_up_changes_nothing(embedded_cluster, up):
     """A running cluster is left as it is."""
     before = pids(embedded_cluster)
-    began = time.monotonic()
     assert up(embedded_cluster) == ["already up"]
-    assert time.monotonic() - began < 5
     assert pids(embedded_cluster) == before
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -140,7 +139,7 @@ def test_two_replicas_live_die_and_change_apart(folder: Path) -> None:
 
     # Then that whole node, which no answer could outlive that came through its own ingress.
     os.kill(raylet_of(folder, one, second), signal.SIGKILL)
-    eventually("it is not called healthy meanwhile", lambda: get(one, "/health")[0] != 200, 60)
+    eventually("it is not called healthy meanwhile", lambda: get(one, "/health")[0] != 200)
     assert command.stream(two).startswith("the plan fits")
     eventually("it is back", lambda: get(one, "/health")[0] == 200)
     # Health answers as soon as an ingress does, be it before Ray has noted the node's end everywhere.
@@ -185,7 +184,7 @@ time.sleep(600)
 
 
 def test_nodes_that_are_not_the_plans_are_said_and_never_used(folder: Path) -> None:
-    """One sentence within a minute for each fault; with two right nodes beside the wrong ones it lands on those."""
+    """One sentence for each fault; with two right nodes beside the wrong ones it lands on those."""
     with pytest.raises(ClusterError, match="needs 2 nodes with 8 H100 free each, the cluster has 1"):
         command.up(folder, STACK, print, command.Nodes(nodes=1))
     ray = Folder(Layout.of(folder).state / "ray" / STACK / f"{STACK}-0")
@@ -204,9 +203,7 @@ def test_nodes_that_are_not_the_plans_are_said_and_never_used(folder: Path) -> N
             (replace(whole, accelerator_type="A100"), ["has A100 GPUs, not H100"]),
         ):
             nodes.append(extra)
-            began = time.monotonic()
             sentence = _attempt(ray, nodes)
-            assert time.monotonic() - began < 60
             assert all(words in sentence for words in says), sentence
             assert sentence.endswith("Give the stack such nodes, or plan it for the ones there are")
         nodes += [whole, whole]
@@ -236,7 +233,7 @@ def _attempt(ray: Folder, nodes: list[NodeSpec]) -> str:
         found: dict[str, Any] = ((ray.status() or {}).get("applications") or {}).get(application["name"], {})
         return found
 
-    eventually("an end", lambda: app().get("status") in ("RUNNING", "DEPLOY_FAILED"), 90)
+    eventually("an end", lambda: app().get("status") in ("RUNNING", "DEPLOY_FAILED"))
     return command.sentence(app()) if app()["status"] == "DEPLOY_FAILED" else ""
 
 

@@ -109,7 +109,7 @@ def test_without_a_start_up_probe_the_same_server_dies(start: Callable[..., Kube
         "failureThreshold": 3,
     }
     pod = start(spec, "--load-s", "600")
-    eventually("it is killed while it loads", lambda: pod.restarts > 0, 30)
+    eventually("it is killed while it loads", lambda: pod.restarts > 0)
     assert "Liveness probe failed: killed" in pod.log
     assert not pod.ready
 
@@ -119,7 +119,7 @@ def test_a_server_that_never_comes_is_given_up_at_the_budget(start: Callable[...
     found = decided()
     began = time.monotonic()
     pod = start(pod_of(found), "--load-s", "100000")
-    eventually("it is given up", lambda: pod.restarts > 0, 120)
+    eventually("it is given up", lambda: pod.restarts > 0)
     assert time.monotonic() - began >= found.timeouts.startup_s / FASTER * 0.9
     assert "Startup probe failed: killed" in pod.log
 
@@ -127,11 +127,11 @@ def test_a_server_that_never_comes_is_given_up_at_the_budget(start: Callable[...
 def test_a_dead_engine_loses_its_traffic_at_once_and_is_restarted(start: Callable[..., Kubelet]) -> None:
     """Health turns 503: unready within three readiness periods, killed by liveness later."""
     pod = start(pod_of(decided()), "--load-s", "1", "--dies-after", "1")
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     ask(pod, 2)
-    eventually("it is out of the Service", lambda: not pod.ready, 10)
-    eventually("it is started anew", lambda: pod.restarts == 1, 30)
-    eventually("and serves again", lambda: pod.ready, 30)
+    eventually("it is out of the Service", lambda: not pod.ready)
+    eventually("it is started anew", lambda: pod.restarts == 1)
+    eventually("and serves again", lambda: pod.ready)
     assert pod.log[-1] == "Liveness probe failed: killed"
 
 
@@ -139,7 +139,7 @@ def test_a_full_server_is_neither_killed_nor_unready(start: Callable[..., Kubele
     """Requests queue in the engine; its health says nothing of them, and its metrics do."""
     found = decided(maxNumSeqs=2, concurrency=1)
     pod = start(pod_of(found), "--load-s", "1", "--token-s", "0.02")
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     beside = [threading.Thread(target=ask, args=(pod, 60)) for _ in range(6)]
     for one in beside:
         one.start()
@@ -148,7 +148,7 @@ def test_a_full_server_is_neither_killed_nor_unready(start: Callable[..., Kubele
         with urllib.request.urlopen(f"{pod.address}/metrics", timeout=5) as answer:
             return live.read(answer.read().decode(), "pod", form_of(found))
 
-    eventually("two run and four wait", lambda: (reading().running, reading().waiting) == (2, 4), 20)
+    eventually("two run and four wait", lambda: (reading().running, reading().waiting) == (2, 4))
     assert pod.ready
     for one in beside:
         one.join()
@@ -161,7 +161,7 @@ def test_requests_that_fit_in_the_grace_are_finished(start: Callable[..., Kubele
     found = decided()
     going = found.leaving
     pod = start(pod_of(found), "--load-s", "1", "--token-s", "0.02")
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     answers: list[list[Any]] = []
     lost: list[BaseException] = []
 
@@ -192,7 +192,7 @@ def test_an_answer_longer_than_the_drain_is_cut_and_the_pod_still_goes(start: Ca
     """The kubelet's patience is longer than the engine's: nobody is killed, and nothing hangs."""
     # Slower than the others: a process needs real time to end in.
     pod = start(pod_of(decided(drainSeconds=40)), "--load-s", "1", "--token-s", "0.02", faster=20)
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     lost: list[BaseException] = []
 
     def client() -> None:
@@ -214,7 +214,7 @@ def test_an_answer_longer_than_the_drain_is_cut_and_the_pod_still_goes(start: Ca
 def test_an_abort_is_what_a_drain_of_nothing_does(start: Callable[..., Kubelet]) -> None:
     """drainSeconds: 0 is vLLM's own default, and loses what runs: the test of the grace can fail."""
     pod = start(pod_of(decided(drainSeconds=0)), "--load-s", "1", "--token-s", "0.02")
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     lost: list[BaseException] = []
 
     def client() -> None:
@@ -234,7 +234,7 @@ def test_an_abort_is_what_a_drain_of_nothing_does(start: Callable[..., Kubelet])
 def test_the_key_guards_the_api_and_not_the_probes(start: Callable[..., Kubelet]) -> None:
     """Probes and Prometheus have no key; everybody else needs it."""
     pod = start(pod_of(decided()), "--load-s", "1")
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     assert [status_of(pod, path) for path in ("/health", "/metrics", "/v1/models")] == [200, 200, 401]
 
 
@@ -242,7 +242,7 @@ def test_tgi_lives_by_the_same_pod(start: Callable[..., Kubelet]) -> None:
     """Its own flags, paths and metrics; more than its concurrent requests is 429."""
     found = decided("gemma-2-27b", maxNumSeqs=1, concurrency=1)
     pod = start(pod_of(found), "--load-s", "1", engine="tgi")
-    eventually("it serves", lambda: pod.ready, 30)
+    eventually("it serves", lambda: pod.ready)
     assert status_of(pod, "/info") == 200
     body = json.dumps({"inputs": "one two", "parameters": {"max_new_tokens": 40}}).encode()
 
@@ -273,5 +273,5 @@ def test_a_flag_that_the_image_does_not_know_ends_the_server(start: Callable[...
     spec = pod_of(decided())
     spec["containers"][0]["args"] += ["--swap-space", "4"]
     pod = start(spec, "--load-s", "1")
-    eventually("it ends again and again", lambda: pod.restarts > 1, 60)
+    eventually("it ends again and again", lambda: pod.restarts > 1)
     assert pod.log[0] == "ended with code 2"

@@ -36,7 +36,8 @@ from modelstacks.render.values import form_of
 
 Report = Callable[[str], None]
 
-_START_WITHIN_S = 180
+# Two minutes on two idle cores; a busy machine is no reason to give up.
+_START_WITHIN_S = 600
 _BEGINS_WITHIN_S = 5
 # Missing nodes would come at once here, so there is no use in waiting longer.
 _NODES_WITHIN_S = 15
@@ -91,7 +92,7 @@ class Replica:
 def up(root: Path, stack: str, report: Report, nodes: Nodes | None = None) -> list[Replica]:
     """Bring the local Ray to what the stack asks for now: new replicas start, gone ones stop, changed ones change.
 
-    Raises ClusterError with the application's own sentence when it stops, and within three minutes in any case.
+    Raises ClusterError with the application's own sentence when it stops, and when ten minutes were not enough.
     """
     decided = _plan(root, stack)
     check_installed()
