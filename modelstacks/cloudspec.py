@@ -39,11 +39,21 @@ _NAMED_WAYS = ("reservation", "capacity-block")
 class Toleration(Section):
     """A toleration as Kubernetes has it."""
 
-    key: Word | None = None
+    key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Equal"
-    value: Word | None = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     toleration_seconds: Annotated[int, BeforeValidator(whole_number), Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Toleration:
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError("has operator Exists, which takes no value")
+        if self.operator == "Equal" and self.key is None:
+            raise ValueError("needs a key, or operator: Exists for every taint")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("has tolerationSeconds, which go with effect: NoExecute")
+        return self
 
 
 class Taint(Section):
@@ -269,9 +279,14 @@ def _ways(cloud: CloudSpec, kind: CloudKind) -> list[Problem]:
         text = "a capacity block lies in one zone, and zones names " + ", ".join(cloud.zones)
         found.append(Problem(key_path("cloud.zones"), text, list(cloud.zones), "the block's zone"))
     if "flex-start" in ways and cloud.warm_spares:
-        text = "flex-start nodes leave after seven days at most, so a warm spare would be bought again and again"
-        found.append(Problem(key_path("cloud.warmSpares"), text, cloud.warm_spares, "0, or no flex-start"))
+        found.append(flex_start_spares(cloud))
     return found
+
+
+def flex_start_spares(cloud: CloudSpec, more: str = "") -> Problem:
+    """Spares that cannot be kept."""
+    text = f"flex-start nodes leave after seven days at most, so a warm spare would be bought again and again{more}"
+    return Problem(key_path("cloud.warmSpares"), text, cloud.warm_spares, "0, or no flex-start")
 
 
 def _machine(

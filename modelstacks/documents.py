@@ -29,6 +29,8 @@ class _Reader(_Parser):  # type: ignore[misc]  # the base is chosen at run time
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
@@ -37,16 +39,29 @@ class _Reader(_Parser):  # type: ignore[misc]  # the base is chosen at run time
             seen.add(key)
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        """Whole numbers that all YAML readers agree on: 010 is 8 or 10 to them, 1:30 and 1_000 are numbers or text."""
+        if not _DECIMAL.fullmatch(node.value):
+            text = f"{node.value[:40]!r} is another number, or none, to other readers of YAML: write it in plain digits"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+        return int(node.value)
 
-def read(text: str, *, source: str) -> list[Any]:
+
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_Reader.add_constructor("tag:yaml.org,2002:int", _Reader.construct_number)
+
+
+def read(text: str, *, source: str, most: int | None = MAX_CHARACTERS) -> list[Any]:
     """Parse every document of `text`; empty documents are left out.
 
-    Raises BadInput with file and line when the text is not YAML, repeats a key, or is too large or deep to be meant.
+    Raises BadInput with file and line when the text is not YAML, repeats a key, or is too large (more than `most`
+    characters) or deep to be meant.
     """
-    _refuse_hostile(text, source)
+    _refuse_hostile(text, source, most)
     try:
         return [document for document in yaml.load_all(text, Loader=_Reader) if document is not None]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # A value with a tag of YAML's own that it does not fit fails in the parser as it may.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         next_step = "correct the file and run again"
         raise BadInput([_yaml_problem(error)], source=source, next_step=next_step) from None
 
@@ -68,11 +83,11 @@ def read_text(path: Path) -> str:
         raise BadInput([Problem("file", f"cannot be read: {reason}")], source=str(path)) from None
 
 
-def _refuse_hostile(text: str, source: str) -> None:
+def _refuse_hostile(text: str, source: str, most: int | None) -> None:
     """The C parser recurses per level and has no limit of its own: very deep nesting would end the process."""
-    if len(text) > MAX_CHARACTERS:
+    if most is not None and len(text) > most:
         size = f"holds {len(text):,} characters"
-        raise BadInput([Problem("file", size, allowed=f"at most {MAX_CHARACTERS:,}")], source=source)
+        raise BadInput([Problem("file", size, allowed=f"at most {most:,}")], source=source)
     depth = 0
     for number, line in enumerate(text.splitlines(), 1):
         deepest = depth
@@ -115,7 +130,11 @@ def place_of(text: str, path: Iterable[str | int]) -> str:
 def _yaml_problem(error: Exception) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "file"
-    what = getattr(error, "problem", None) or ("nested too deeply" if isinstance(error, RecursionError) else str(error))
+    what = getattr(error, "problem", None) or str(error)
+    if isinstance(error, RecursionError):
+        what = "nested too deeply"
+    elif isinstance(error, TypeError | LookupError | AttributeError):
+        what = "a value does not fit its tag"
     return Problem(where, f"is not valid YAML: {what}")
 
 

@@ -11,6 +11,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 NAMESPACE = "modelstacks"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+# References as registries take them (github.com/distribution/reference): a host has a dot, a port, or is localhost.
+_HOST = r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)+(:[0-9]{1,5})?"
+_HOST += r"|[a-z0-9]([-a-z0-9]*[a-z0-9])?:[0-9]{1,5}|localhost)"
+_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+REGISTRY = rf"^{_HOST}(/{_PART})*$"
+IMAGE = rf"^({_HOST}/)?{_PART}(/{_PART})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?$"
+# A folder's name that means the same to a shell, to Kubernetes and to an engine's command line.
+PATH_PART = r"[A-Za-z0-9._@+=,~-]+"
 
 
 def _in_digits(value: str) -> int:
@@ -41,9 +51,18 @@ def text(value: object) -> object:
     """Accept text without control characters."""
     if not isinstance(value, str):
         raise ValueError("must be text")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
+    if any(unicodedata.category(character) in ("Cc", "Cs") or character in "\ufffe\uffff" for character in value):
         raise ValueError("must not hold control characters")
     return value
+
+
+def _flag(value: object) -> object:
+    """Accept true and "true" (Pulumi writes config values as text), and nothing that other readers take for it."""
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return value == "true"
 
 
 Count = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=4096)]
@@ -51,8 +70,9 @@ Tokens = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=100_000_00
 Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
 Word = Annotated[str, BeforeValidator(text), Field(min_length=1, max_length=253)]
-# Names of cluster-wide objects, such as storage classes: dots are allowed.
-StorageName = Annotated[Word, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+# Names of objects whose kind allows dots: Secrets, claims, storage and priority classes.
+ObjectName = Annotated[Word, Field(pattern=rf"^{_SUBDOMAIN}$")]
 DnsLabel = Annotated[str, BeforeValidator(text), Field(pattern=DNS_LABEL)]
 
 
@@ -61,10 +81,8 @@ def camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
-LabelKey = Annotated[
-    str, BeforeValidator(text), Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-]
-LabelValue = Annotated[str, BeforeValidator(text), Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
+LabelKey = Annotated[str, BeforeValidator(text), Field(pattern=rf"^({_SUBDOMAIN}/)?{_NAME}$", max_length=317)]
+LabelValue = Annotated[str, BeforeValidator(text), Field(pattern=rf"^({_NAME})?$")]
 
 
 class Section(BaseModel):

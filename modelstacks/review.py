@@ -141,7 +141,15 @@ def _what_runs(plan: Plan) -> list[str]:
         # Nodes that exist already are whatever they are; the machine only says where the price comes from.
         title = "Machines" if plan.cloud is not None and plan.cloud.makes_nodes else "Priced as"
         rows.append((title, f"{plan.cost.machines} × {plan.cost.machine.cloud} {plan.cost.machine.name}"))
-    return ["## What runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    if plan.spec.clusters:
+        rows.append(("Clusters", f"{', '.join(plan.spec.clusters)}: the whole stack in each, one endpoint each"))
+    return _table("What runs", rows)
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> list[str]:
+    # A bar would begin a column.
+    lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
+    return [f"## {title}", "", "| | |", "|---|---|", *lines, ""]
 
 
 def _weights(plan: Plan) -> str:
@@ -206,8 +214,7 @@ def _nodes(plan: Plan) -> list[str]:
         operator = f" (`operators: [{software.operator}]`)" if software.operator is not None else ""
         note = f"; {software.note}" if software.note else ""
         rows.append((software.name, f"{who}{operator}{note}"))
-    table = ["## Where it runs", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
-    return table + ([*(f"- {note}" for note in kind.notes), ""] if kind.notes else [])
+    return _table("Where it runs", rows) + ([*(f"- {note}" for note in kind.notes), ""] if kind.notes else [])
 
 
 def _over_nodes(plan: Plan) -> list[str]:
@@ -223,9 +230,7 @@ def _over_nodes(plan: Plan) -> list[str]:
         kept = state.redis or f"a Redis of its own on {state.storage_class}" if state is not None else None
         rows.append(("A lost head", f"is replaced, its state is kept in {kept}" if kept else
                      f"takes its replica down for {minutes} and more: `headRecovery` keeps its state"))  # fmt: skip
-    if plan.spec.clusters:
-        rows.append(("Clusters", f"{', '.join(plan.spec.clusters)}: the whole stack in each, one endpoint each"))
-    return ["## Over several nodes", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    return _table("Over several nodes", rows)
 
 
 def _way(capacity: Capacity) -> str:
@@ -331,7 +336,7 @@ def _changes(plan: Plan) -> list[str]:
             f"- A spot notice leaves {going.notice_s} s: answers that run get {going.notice_tokens:,} tokens further."
         )
     scale = plan.spec.autoscale
-    if scale is not None:
+    if scale is not None and not (plan.cloud is not None and plan.cloud.simulated):
         idle = f", to none when idle: the next request waits about {_minutes(plan.timeouts.cold_start_s)}"
         lines.append(
             f"- KEDA scales between {scale.min} and {scale.max} replicas, one at a time"

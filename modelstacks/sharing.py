@@ -21,6 +21,8 @@ def check(decided: Plan, root: Path, catalog: Catalog) -> None:
     """
     spec = decided.spec
     problems: list[Problem] = []
+    if spec.namespace_owner is not None or "namespace" in spec.shared:
+        problems += _names(decided, spec.namespace_owner or decided.stack or decided.name, root, catalog)
     if spec.namespace_owner is not None:
         problems += _namespace(decided, spec.namespace_owner, root, catalog)
     if decided.pool is not None and decided.pool.owner is not None:
@@ -37,6 +39,26 @@ def _owner(name: str, key: str, root: Path, catalog: Catalog) -> StackSpec | Pro
         known = stackfile.stack_names(root)
         return Problem(key_path(key), f"{name} is no stack of this project", name, None, nearest(name, known))
     return stackfile.parse_file(stackfile.stack_file(root, name), catalog)
+
+
+# What follows a stack's name in the names of its own objects.
+_BESIDE = ("spare", "weights")
+
+
+def _names(decided: Plan, owner: str, root: Path, catalog: Catalog) -> list[Problem]:
+    """Stacks of one namespace where one has the name of an object of another."""
+    found = []
+    for other in stackfile.stack_names(root):
+        if other == decided.stack:
+            continue
+        spec = stackfile.parse_file(stackfile.stack_file(root, other), catalog)
+        if owner not in (other, spec.namespace_owner):
+            continue
+        theirs, mine = stackfile.object_name(other), decided.name
+        if any(f"{one}-{word}" == two for word in _BESIDE for one, two in ((theirs, mine), (mine, theirs))):
+            text = f"{mine} and {theirs} share a namespace, and one is the name of an object of the other"
+            found.append(Problem("stack", text, mine, "another name for one of them"))
+    return found
 
 
 def _namespace(decided: Plan, owner: str, root: Path, catalog: Catalog) -> list[Problem]:

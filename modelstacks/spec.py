@@ -9,7 +9,8 @@ import contextlib
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -21,13 +22,15 @@ from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import (
     DNS_LABEL,
     NAMESPACE,
+    REGISTRY,
     Count,
     DnsLabel,
+    Flag,
     Fraction,
     LabelKey,
     LabelValue,
+    ObjectName,
     Section,
-    StorageName,
     Tokens,
     Usd,
     Word,
@@ -42,7 +45,6 @@ from modelstacks.weightspec import WeightsSpec
 
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxlevel, _BOUNDED.maxdict, _BOUNDED.maxlist, _BOUNDED.maxstring, _BOUNDED.maxother = 2, 4, 4, 60, 60
-REGISTRY = r"^([a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]{1,5})?|[a-z0-9-]+:[0-9]{1,5}|localhost)(/[a-z0-9._-]+)*$"
 # What values with a form of their own look like.
 _FORMS = {
     "registry": "HOST or HOST/PATH with a dot or a port, such as mirror.example.com/llm",
@@ -54,7 +56,24 @@ QUANTIZATIONS: tuple[str, ...] = get_args(WeightFormat)
 # The ranks that vLLM has kernels for (config/lora.py).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-_TAKEN_NAMESPACES = ("default",)
+
+def _prometheus_address(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        host, user = parts.hostname, parts.username
+    except ValueError:
+        host = user = None
+    if not host or not value.startswith(("http://", "https://")):
+        raise ValueError("must be http://HOST:PORT, such as http://prometheus-operated.monitoring.svc:9090")
+    if user is not None or parts.password is not None:
+        raise ValueError("must not hold a password: it would stand in the manifests")
+    return value
+
+
+def _without_variables(value: str) -> str:
+    if "$" in value:
+        raise ValueError("must not hold $: Kubernetes would put variables of the pod there")
+    return value
 
 
 class AutoscaleSpec(Section):
@@ -65,7 +84,8 @@ class AutoscaleSpec(Section):
 
     min: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=1000)] = 1
     max: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)]
-    prometheus: Annotated[Word, Field(pattern=r"^https?://\S+$")] = "http://prometheus-operated.monitoring.svc:9090"
+    # The Prometheus operator's own Service, where the stack names none.
+    prometheus: Annotated[Word, Field(pattern=r"^\S+$"), AfterValidator(_prometheus_address)] | None = None
     activation_query: Annotated[str, BeforeValidator(text), Field(min_length=1, max_length=2000)] | None = None
     cold_start_seconds: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=86_400)] | None = None
 
@@ -90,8 +110,8 @@ class HeadRecoverySpec(Section):
     """Where a Ray head keeps its state: a Redis that is there, or one of its own on a volume for each replica."""
 
     redis: Annotated[Word, AfterValidator(_redis_address)] | None = None
-    password_secret: DnsLabel | None = None
-    storage_class: StorageName | None = None
+    password_secret: ObjectName | None = None
+    storage_class: ObjectName | None = None
 
 
 class PreferSpec(Section):
@@ -124,8 +144,8 @@ class StackSpec(Section):
     launcher: Word | None = None
     head_recovery: HeadRecoverySpec | None = None
     engine_version: Word | None = None
-    text_only: bool = False
-    lora_modules: dict[DnsLabel, Word] = Field(default_factory=dict)
+    text_only: Flag = False
+    lora_modules: dict[DnsLabel, Annotated[Word, AfterValidator(_without_variables)]] = Field(default_factory=dict)
     max_loras: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=256)] | None = None
     max_lora_rank: Annotated[int, BeforeValidator(whole_number)] | None = None
     prefer: PreferSpec = PreferSpec()
@@ -133,7 +153,7 @@ class StackSpec(Section):
     budget_usd_per_month: Usd | None = None
     accepted_license: Word | None = None
     # The model's own code, from its repository, may run in the servers.
-    accept_remote_code: bool = False
+    accept_remote_code: Flag = False
     # How running pods are changed, and how long answers that have begun may take; the plan decides both.
     rollout: Literal["surge", "in-place", "recreate"] | None = None
     drain_seconds: Annotated[int, BeforeValidator(whole_number), Field(ge=0, le=86_400)] | None = None
@@ -142,18 +162,18 @@ class StackSpec(Section):
     # Contexts of several clusters that each get the whole stack.
     clusters: tuple[Word, ...] = ()
     kubeconfig: Word | None = None
-    require_reviewed: bool = False
-    hub_token_secret: DnsLabel = "hub-token"
-    image_pull_secret: DnsLabel | None = None
+    require_reviewed: Flag = False
+    hub_token_secret: ObjectName = "hub-token"
+    image_pull_secret: ObjectName | None = None
     # The key that clients of the API show: made by the program and kept as a secret, one of your own, or none.
-    api_key: bool = True
-    api_key_secret: DnsLabel | None = None
+    api_key: Flag = True
+    api_key_secret: ObjectName | None = None
     api_key_serial: Count = 1
     # A mirror that every image is taken from.
     registry: Annotated[Word, Field(pattern=REGISTRY)] | None = None
-    priority_class: StorageName | None = None
+    priority_class: ObjectName | None = None
     # Of containers with GPUs: hooks of NVIDIA's container runtime may need to write there.
-    read_only_root: bool = False
+    read_only_root: Flag = False
     monitoring: MonitoringSpec | None = None
     operators: tuple[Word, ...] = ()
     # Where KubeRay runs: no other namespace reaches a Ray head.
@@ -169,11 +189,28 @@ class StackSpec(Section):
         return self.replicas if self.autoscale is None else self.autoscale.max
 
     @property
+    def prometheus(self) -> str:
+        """The address of the Prometheus that an autoscaler asks."""
+        named = self.autoscale.prometheus if self.autoscale is not None else None
+        return named or f"http://prometheus-operated.{self.monitoring_namespace}.svc:9090"
+
+    @property
+    def monitoring_namespace(self) -> str:
+        """Where the Prometheus runs that scrapes the servers: named, or read from its address."""
+        if self.monitoring is not None:
+            return self.monitoring.namespace
+        named = self.autoscale.prometheus if self.autoscale is not None else None
+        words = (urlsplit(named).hostname or "").split(".") if named is not None else []
+        of_service = len(words) == 2 or words[2:3] == ["svc"]
+        return words[1] if of_service else MonitoringSpec().namespace
+
+    @property
     def copies(self) -> int:
         """Clusters that the stack is deployed to: what is bought is bought in each."""
         return max(1, len(self.clusters))
 
 
+_Part = TypeVar("_Part", bound=Section)
 KEYS = tuple(camel(name) for name in StackSpec.model_fields)
 
 
@@ -185,7 +222,7 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
     problems: list[Problem] = []
     spec: StackSpec | None = None
     try:
-        spec = StackSpec(**{str(key): value for key, value in values.items()})
+        spec = _read(StackSpec, {str(key): value for key, value in values.items()})
     except ValidationError as error:
         problems += [_problem(detail) for detail in error.errors(include_url=False)]
     problems += _unknown_ids(values, catalog) + _same_clusters(values.get("clusters"))
@@ -213,7 +250,7 @@ def _unknown_ids(values: Mapping[str, Any], catalog: Catalog) -> list[Problem]:
     named = prefer.get("gpus") if isinstance(prefer, Mapping) else None
     known += [("prefer.gpus", gpu, catalog.gpu_ids) for gpu in (named if isinstance(named, list | tuple) else ())]
     problems = [
-        Problem(key_path(path), f"{value!r} is not known", value, ", ".join(allowed), nearest(value, allowed))
+        Problem(key_path(path), f"{_shown(value)} is not known", value, ", ".join(allowed), nearest(value, allowed))
         for path, value, allowed in known
         if isinstance(value, str) and value not in allowed
     ]
@@ -280,9 +317,8 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
         problems.append(Problem(key_path("namespace"), text))
     if spec.namespace_owner is not None and "namespace" in spec.shared:
         problems.append(Problem(key_path("shared"), f"the namespace is shared by its owner, {spec.namespace_owner}"))
-    if spec.namespace in _TAKEN_NAMESPACES or (spec.namespace or "").startswith("kube-"):
-        text = f"{spec.namespace!r} belongs to the cluster; a stack labels and owns its namespace"
-        problems.append(Problem(key_path("namespace"), text, spec.namespace, "a namespace of its own"))
+    if spec.namespace is not None:
+        problems += taken_namespace(spec.namespace, spec, catalog)
     sequences, batch = spec.max_num_seqs, spec.max_num_batched_tokens
     if sequences is not None and batch is not None and batch < sequences:
         text = f"{batch} is below maxNumSeqs {sequences}: every running request takes a token of each step"
@@ -314,14 +350,37 @@ def _contradictions(spec: StackSpec, catalog: Catalog) -> list[Problem]:
     return problems + weightspec.problems(spec.weights, spec.lora_modules) + _places(spec, catalog)
 
 
+def taken_namespace(namespace: str, spec: StackSpec, catalog: Catalog) -> list[Problem]:
+    """A namespace of the cluster's own, of an operator or of Prometheus: a stack closes, limits and deletes its own."""
+    owner = None
+    if namespace == "default" or namespace.startswith("kube-"):
+        owner = "the cluster"
+    elif spec.ray_operator_namespace == namespace:
+        owner = "KubeRay"
+    elif spec.monitoring_namespace == namespace:
+        owner = "Prometheus"
+    else:
+        owner = next((name for name, row in catalog.operators.items() if row.namespace == namespace), None)
+    if owner is None:
+        return []
+    text = f"{namespace!r} belongs to {owner}; a stack closes and owns its namespace"
+    return [Problem(key_path("namespace"), text, namespace, "a namespace of its own")]
+
+
 def _contradictions_within(values: Mapping[str, Any]) -> list[Problem]:
     """Those of sections that can be read by themselves, where a mistake elsewhere keeps the whole from being read."""
     problems: list[Problem] = []
     with contextlib.suppress(ValidationError):
-        problems += _scaling(AutoscaleSpec.model_validate(values["autoscale"]) if "autoscale" in values else None)
+        asked = values.get("autoscale")
+        problems += _scaling(None if asked is None else _read(AutoscaleSpec, asked))
     with contextlib.suppress(ValidationError):
-        problems += weightspec.problems(WeightsSpec.model_validate(values.get("weights", {})), {})
+        problems += weightspec.problems(_read(WeightsSpec, values.get("weights", {})), {})
     return problems
+
+
+def _read(section: type[_Part], values: object) -> _Part:
+    """By the keys of stack files alone, not by the names that they have in here."""
+    return section.model_validate(values, by_alias=True, by_name=False)
 
 
 def _scaling(scale: AutoscaleSpec | None) -> list[Problem]:
@@ -400,6 +459,8 @@ def _problem(detail: Any) -> Problem:
     if detail["type"] == "extra_forbidden":
         section = _section(steps[:-1])
         names = tuple(camel(name) for name in section.model_fields)
+        # As it is written: a name with underscores is no key, though it looks like one.
+        path = key_path(".".join([*(camel(step) for step in steps[:-1]), steps[-1]]))
         return Problem(path, "is not a known key", value, ", ".join(names), nearest(steps[-1], names))
     if detail["type"] == "missing":
         hint = "; name a model, see `modelstacks models`" if path == key_path("model") else ""
@@ -407,22 +468,25 @@ def _problem(detail: Any) -> Problem:
     if detail["type"] == "literal_error":
         allowed = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         near = nearest(value, tuple(allowed.split(", "))) if isinstance(value, str) else None
-        return Problem(path, f"{value!r} is not known", value, allowed, near)
-    if detail["type"] in ("model_type", "dict_type", "tuple_type", "string_type", "bool_type", "bool_parsing"):
+        return Problem(path, f"{_shown(value)} is not known", value, allowed, near)
+    if detail["type"] in ("model_type", "dict_type", "tuple_type", "string_type"):
         wanted = {
             "model": "a mapping",
             "dict": "a mapping",
             "tuple": "a list",
             "string": "text",
-            "bool": "true or false",
         }
         return Problem(path, f"{_shown(value)} must be {wanted[detail['type'].split('_')[0]]}", value)
     if detail["type"] == "string_pattern_mismatch":
-        form = "lower case letters, digits and '-'" if detail["ctx"]["pattern"] == DNS_LABEL else "a Kubernetes name"
+        form = (
+            "lower case letters, digits and '-', at most 63"
+            if detail["ctx"]["pattern"] == DNS_LABEL
+            else "a Kubernetes name"
+        )
         key = path.removeprefix(f"{NAMESPACE}:")
         what = "is no usable name" if key not in _FORMS else "has not the form that is meant"
         return Problem(path, f"{_shown(value)} {what}", value, _FORMS.get(key, form))
-    if detail["type"] == "string_too_short":
+    if detail["type"] in ("string_too_short", "too_short") and value == "":
         return Problem(path, "is empty", value)
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Problem(path, f"{_shown(value)} {message[0].lower()}{message[1:]}", value)

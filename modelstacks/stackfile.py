@@ -18,6 +18,7 @@ from modelstacks.spec import KEYS, StackSpec, parse
 # A stack's name becomes part of object names: RayService allows 47 characters (KubeRay MaxRayServiceNameLength).
 _STACK_NAME = re.compile(r"[a-z]([a-z0-9.-]*[a-z0-9])?")
 _STACK_NAME_MAX = 40
+_TAKEN_NAMES = ("default-deny",)
 
 # Keys that the Pulumi program reads beside the spec: a secret must never pass through plan or render.
 PROGRAM_KEYS = ("hubToken", "stackFile")
@@ -39,13 +40,14 @@ def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | Non
         source = f"command line, over {path.name}" if asked else str(path)
         raise BadInput([*bare, *problems], source=source, next_step=error.next_step) from None
     if bare:
-        raise BadInput(bare, source=str(path), next_step="add the namespace and run again")
+        raise BadInput(bare, source=str(path), next_step="correct what is named above and run again")
     return parsed
 
 
 def _option(key: str) -> str:
     """The command-line option of a stack key."""
-    return "--" + re.sub(r"([A-Z])", r"-\1", key).lower()
+    named = {"kubeContext": "context", "apiKeySerial": key}
+    return "--" + re.sub(r"([A-Z])", r"-\1", named.get(key, key)).lower()
 
 
 def stack_values(path: Path) -> dict[str, Any]:
@@ -58,7 +60,10 @@ def set_value(path: Path, key: str, value: int) -> None:
 
     Raises BadInput for a file that is written in a way that this cannot edit.
     """
-    text = documents.read_text(path)
+    # Where a link points, and with the line ends that it has.
+    path = path.resolve()
+    documents.read_text(path)
+    text = path.read_bytes().decode("utf-8")
     wanted = {**stack_values(path), key: value}
     name = re.escape(key_path(key))
     number = r"[\"']?\d+[\"']?(?=\s*(#|$))"
@@ -68,8 +73,12 @@ def set_value(path: Path, key: str, value: int) -> None:
         changed, times = re.subn(rf"(?m)^([ ]+)[\"']?{NAMESPACE}:", line, text, count=1)
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(changed, encoding="utf-8")
-        if times != 1 or stack_values(part) != wanted:
+        part.write_bytes(changed.encode("utf-8"))
+        try:
+            right = times == 1 and stack_values(part) == wanted
+        except BadInput:
+            right = False
+        if not right:
             problem = Problem(key_path(key), "cannot be written into a file of this form", None, f"{value}, by hand")
             raise BadInput([problem], source=str(path), next_step=f"write {key_path(key)}: {value} under config:")
         part.replace(path)
@@ -91,6 +100,12 @@ def _config_of(path: Path) -> tuple[dict[str, Any], list[Problem]]:
         raise BadInput([problem], source=str(path), next_step=next_step)
     problems: list[Problem] = []
     values: dict[str, Any] = {}
+    for key in data:
+        if isinstance(key, str) and key.startswith(f"{NAMESPACE}:"):
+            problems.append(Problem(key, "stands beside config and is not read", None, "under config:, indented"))
+    if isinstance(config.get(key_path("hubToken")), str):
+        text = "stands there for everybody to read; take it back at the hub"
+        problems.append(Problem(key_path("hubToken"), text, None, f"pulumi config set --secret {key_path('hubToken')}"))
     for key, value in config.items():
         if not isinstance(key, str) or ":" not in key:
             near = nearest(str(key), KEYS)
@@ -181,6 +196,8 @@ def check_namespaces(specs: Mapping[str, StackSpec]) -> None:
 
 def check_stack_name(stack: str) -> None:
     """Raise BadInput unless the name can be part of Kubernetes object names."""
+    if stack in _TAKEN_NAMES:
+        raise BadInput([Problem("stack", f"{stack} is the name of an object of every stack", stack)], source="stack")
     if not _STACK_NAME.fullmatch(stack) or len(stack) > _STACK_NAME_MAX:
         allowed = f"lower case letters, digits, '-' and '.', a letter first, at most {_STACK_NAME_MAX} characters"
         raise BadInput([Problem("stack", f"{stack!r} is no usable stack name", stack, allowed)], source="stack")

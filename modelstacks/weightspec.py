@@ -9,21 +9,24 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from modelstacks.errors import Problem
-from modelstacks.fields import DnsLabel, Section, StorageName, Word, key_path
+from modelstacks.fields import IMAGE, PATH_PART, Flag, ObjectName, Section, Word, key_path
 
 
 def _inner_path(value: str) -> str:
-    parts = value.split("/")
-    if any(part in ("", ".", "..") or re.search(r"\s", part) for part in parts):
+    if not _are_folders(value):
         raise ValueError("must be a folder inside the volume, such as models/llama, without a leading / and ..")
     return value
 
 
 def _host_path(value: str) -> str:
-    parts = value.split("/")
-    if not value.startswith("/") or value == "/" or ".." in parts or re.search(r"[\s:]", value):
+    # A pod that fills the folder writes as root: the node's own root is never meant.
+    if not value.startswith("/") or not _are_folders(value.removeprefix("/").removesuffix("/")):
         raise ValueError("must be a folder from the root on, such as /mnt/models, without ..")
     return value
+
+
+def _are_folders(value: str) -> bool:
+    return all(re.fullmatch(PATH_PART, part) and part not in (".", "..") for part in value.split("/"))
 
 
 class WeightsSpec(Section):
@@ -33,17 +36,18 @@ class WeightsSpec(Section):
     `path`.
     """
 
-    claim: DnsLabel | None = None
-    storage_class: StorageName | None = None
+    claim: ObjectName | None = None
+    storage_class: ObjectName | None = None
     # One volume of the storage class for all pods, filled once, instead of one a pod.
-    shared: bool = False
+    shared: Flag = False
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = None
-    image: Annotated[Word, Field(pattern=r"^[^\s@]+(:[^\s:@/]+)?(@sha256:[0-9a-f]{64})?$")] | None = None
-    uri: Annotated[Word, Field(pattern=r"^(s3|gs)://[^\s/]+(/\S*)?$")] | None = None
+    image: Annotated[Word, Field(pattern=IMAGE)] | None = None
+    # Kubernetes puts variables where an argument says $(NAME), and some of them are secrets.
+    uri: Annotated[Word, Field(pattern=rf"^(s3|gs)://[A-Za-z0-9._-]+(/{PATH_PART})*/?$")] | None = None
     host_path: Annotated[Word, AfterValidator(_host_path)] | None = None
     path: Annotated[Word, AfterValidator(_inner_path)] | None = None
-    prefetch: bool | None = None
-    credentials_secret: DnsLabel | None = None
+    prefetch: Flag | None = None
+    credentials_secret: ObjectName | None = None
 
     @property
     def from_elsewhere(self) -> bool:
@@ -85,7 +89,8 @@ def problems(weights: WeightsSpec, lora_modules: Mapping[str, str]) -> list[Prob
         for key, (value, with_, what) in of.items()
         if value is not None and not set(named) & set(with_)
     ]
-    if weights.storage_class is not None and not weights.shared and (weights.access_mode or weights.prefetch):
+    beside = (weights.access_mode, weights.prefetch)
+    if weights.storage_class is not None and not weights.shared and any(value is not None for value in beside):
         found.append(Problem(key_path("weights.shared"), "is not set: every pod has a volume of its own", None))
     if weights.shared and weights.prefetch is False:
         found.append(Problem(key_path("weights.prefetch"), "is false, and nothing else fills a new volume"))

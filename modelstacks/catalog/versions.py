@@ -101,6 +101,8 @@ class Metrics(Row):
     next_token: str | None = None
     request: str | None = None
     preemptions: str | None = None
+    # An idle engine leaves its gauges out, so that a scrape without them means 0.
+    silent_when_idle: bool = False
 
     @property
     def in_flight(self) -> tuple[str, str]:
@@ -246,8 +248,12 @@ class TierForm(Row):
     parts: tuple[str, ...]
     service_labels: dict[str, str] = Field(default_factory=dict)
     worker_labels: dict[str, str] = Field(default_factory=dict)
-    # What follows the stack's name in the names of pods that serve, as a regular expression.
+    # What follows the stack's name in the names of pods that serve, as a regular expression; then the same for those
+    # of them that are Ready only while the engine answers, where others are always.
     pods: str
+    answering_pods: str | None = None
+    # A server waits inside for those of other nodes, whatever they still have to do.
+    meets_in_server: bool = False
     helpers_per_replica: int = Field(default=0, ge=0)
     # One apply may change all replicas at once, each in a way of its own; otherwise one follows the other.
     changed_together: bool = False

@@ -13,7 +13,7 @@ import typer
 
 from modelstacks import project, stackfile
 from modelstacks.catalog import Catalog
-from modelstacks.errors import EXIT_FAULT, BadInput, ClusterError, Problem
+from modelstacks.errors import EXIT_FAULT, BadInput, ClusterError, Problem, Refused
 from modelstacks.plan import Plan, plan
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _question(stack: str, context: str | None, kubeconfig: str | None, local: bo
     decided = plan(asked, catalog, stack=stack, thorough=False)
     # A plan that is refused for its budget or licence can still be looked for on a cluster.
     if not decided.fits:
-        raise ClusterError(
+        raise Refused(
             "\n".join([f"{stack} does not fit, so there is nothing to look for", *decided.refusal_lines]),
             next_step=f"modelstacks plan {stack}",
         )

@@ -40,7 +40,7 @@ def images_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """List every image that stacks pull: what a closed cluster's registry must hold, operators' charts aside."""
-    lines = _lines(stacks, all_stacks, registry)
+    lines, refused = _lines(stacks, all_stacks, registry)
     if check:
         from modelstacks import registry as registries
 
@@ -56,9 +56,12 @@ def images_command(
         hint = "\n".join(["copy what is missing, for instance:", *copies]) if copies else "see what is named above"
         typer.echo(f"{len(missing)} of {len(lines)} images are not there; {hint}", err=True)
         raise typer.Exit(EXIT_FAULT)
+    if refused:
+        raise Refused("\n".join(refused), next_step="modelstacks plan STACK")
 
 
-def _lines(stacks: list[str] | None, all_stacks: bool, registry: str | None) -> list[Line]:
+def _lines(stacks: list[str] | None, all_stacks: bool, registry: str | None) -> tuple[list[Line], list[str]]:
+    """The images of the stacks that run, and why others do not."""
     from modelstacks.plan import plan
     from modelstacks.render import render
 
@@ -69,7 +72,8 @@ def _lines(stacks: list[str] | None, all_stacks: bool, registry: str | None) -> 
     users: dict[str, list[str]] = {}
     origins: dict[str, str] = {}
     refused: list[str] = []
-    overlay = {} if registry is None else {"registry": registry}
+    # Operators' charts have images of their own, which this list leaves aside.
+    overlay: dict[str, object] = {} if registry is None else {"registry": registry, "operators": []}
     for name in names:
         path = stackfile.stack_file(root, name)
         asked = stackfile.parse_file(path, catalog, overlay=overlay)
@@ -84,12 +88,11 @@ def _lines(stacks: list[str] | None, all_stacks: bool, registry: str | None) -> 
             origins[image] = origin
     if refused and not users:
         raise Refused("\n".join(refused), next_step="modelstacks plan STACK")
-    for text in refused:
-        typer.echo(text, err=True)
-    return [
+    lines = [
         Line(image, origins[image], "digest" if "@sha256:" in image else "tag", tuple(used))
         for image, used in users.items()
     ]
+    return lines, refused
 
 
 def _show(lines: list[Line], *, check: bool) -> None:

@@ -15,6 +15,7 @@ from modelstacks.errors import BadInput, ModelstacksError, Problem
 from modelstacks.fields import key_path
 
 app = typer.Typer(rich_markup_mode=None)
+_HIGHEST = 4096
 
 
 @app.command(name="rotate-key")
@@ -39,12 +40,18 @@ def rotate_key(
         key = "apiKey" if not asked.api_key else "apiKeySecret"
         problem = Problem(key_path(key), f"{what}: there is no key of this stack's own to change")
         raise BadInput([problem], source=path.name, next_step="change it where it comes from")
-    serial = asked.api_key_serial + 1
+    # Any other number is another key; the highest one is followed by the first.
+    serial = asked.api_key_serial % _HIGHEST + 1
     decided = plan(stackfile.parse_file(path, catalog, overlay={"apiKeySerial": serial}), catalog, stack=stack)
     # A stack that may not run keeps the key that it has.
     decided.check_runs()
+    files, before = review.files(decided, catalog, stack), path.read_bytes()
     stackfile.set_value(path, "apiKeySerial", serial)
-    review.store(review.files(decided, catalog, stack), project.rendered_dir(root, stack))
+    try:
+        review.store(files, project.rendered_dir(root, stack))
+    except ModelstacksError:
+        path.write_bytes(before)
+        raise
     typer.echo(f"stacks/{path.name}: {key_path('apiKeySerial')}: {serial}; rendered/{stack} follows")
     command = ["pulumi", "up", "--stack", stack, *(["--yes"] if yes else [])]
     if not apply:

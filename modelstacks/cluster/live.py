@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import re
 import time
 from collections.abc import Callable
@@ -67,13 +68,16 @@ def read(text: str, pod: str, form: EngineForm) -> Reading:
     except ValueError as error:
         raise ClusterError(f"the metrics of pod {pod} cannot be read: {error}") from None
     names = form.metrics
-    if names.running not in totals:
+    # Of an idle engine nothing may be there, but nothing of another one either.
+    kind = re.match(r"[a-z]+[:_]", names.running)
+    silent = names.silent_when_idle and kind is not None and all(name.startswith(kind[0]) for name in totals)
+    if names.running not in totals and not silent:
         raise ClusterError(f"the metrics of pod {pod} lack {names.running}: it is no {form.engine} {form.version}")
     return Reading(
         pod,
-        running=totals[names.running],
+        running=totals.get(names.running, 0.0),
         waiting=totals.get(names.waiting, 0.0),
-        kv_cache=None if names.kv_cache is None else highest.get(names.kv_cache),
+        kv_cache=None if names.kv_cache is None else highest.get(names.kv_cache, 0.0 if silent else None),
         prompt_tokens=totals.get(names.prompt_tokens, 0.0),
         output_tokens=totals.get(names.output_tokens, 0.0),
         cache_tokens=cache_tokens,
@@ -110,11 +114,7 @@ def traffic(
 
     def one(name: str) -> Reading | None:
         try:
-            text = forward.get(cluster, plan.namespace, name, form.port, "/metrics")
-            # Of a Ray cluster's nodes one has the engine, the others have no metrics of it.
-            if plan.tier_form.form == "ray" and form.metrics.running not in text:
-                return None
-            return read(text, name, form)
+            return read(forward.get(cluster, plan.namespace, name, form.port, "/metrics"), name, form)
         except ClusterError as error:
             silent.append(f"{name}: {error.message}")
             return None
@@ -134,7 +134,8 @@ def traffic(
         return sum(max(0.0, one) for one in grown) / took if after and took > 0 else None
 
     return Traffic(
-        servers=len(after),
+        # Each node of a Ray cluster answers for its part of one server.
+        servers=math.ceil(len(after) / plan.answering_pods),
         running=sum(reading.running for reading in after),
         waiting=sum(reading.waiting for reading in after),
         kv_cache=max(caches, default=None),

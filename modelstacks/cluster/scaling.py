@@ -20,17 +20,24 @@ def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
     if scaled is None:
         return []
     found = []
-    source = plan.spec.autoscale.prometheus
+    source = plan.spec.prometheus
     mend = f"see that {source} answers and has the servers' metrics (modelstacks:monitoring makes a PodMonitor)"
     ready = condition(scaled, "Ready")
     failed = [e for e in events_of(snapshot, "ScaledObject", plan.name) if e.get("reason") == "KEDAScalerFailed"]
-    idle = plan.spec.autoscale.min == 0 and not _replicas(snapshot, plan)
+    live: Manifest = snapshot.own.get(("Deployment", plan.name), {})
+    # A server that still loads has no metrics either, and says so elsewhere.
+    idle = not (live.get("status") or {}).get("readyReplicas")
+    asleep = plan.spec.autoscale.min == 0 and not (live.get("spec") or {}).get("replicas")
     if ready.get("status") == "False" and not idle:
         why = ready.get("message") or ready.get("reason") or "no reason given"
         found.append(problem("scaling", f"ScaledObject {plan.name} is not ready: {why}", mend, plan.name))
     if failed and not idle:
         text = f"ScaledObject {plan.name} has no answer to its query, so replicas stay as they are: "
         found.append(problem("scaling", text + str(failed[0].get("message")), mend, plan.name))
+    elif failed and asleep:
+        text = f"ScaledObject {plan.name} has no answer to a query while no server runs: {failed[0].get('message')}"
+        mend = "autoscale.activationQuery answers 0 when nothing waits (… or vector(0)); the others need "
+        found.append(note("scaling", text, mend + "kube-state-metrics", plan.name))
     autoscaler = snapshot.named("autoscalers", f"{_AUTOSCALER}{plan.name}")
     active = condition(autoscaler, "ScalingActive") if autoscaler is not None else {}
     if active.get("status") == "False" and not idle and not failed:
@@ -41,8 +48,3 @@ def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:
         text = f"more replicas than autoscale.max {plan.spec.autoscale.max} would be used"
         found.append(note("scaling", text, "raise modelstacks:autoscale.max, and the budget with it", plan.name))
     return found
-
-
-def _replicas(snapshot: Snapshot, plan: Plan) -> int:
-    live: Manifest = snapshot.own.get(("Deployment", plan.name), {})
-    return int((live.get("spec") or {}).get("replicas") or 0)

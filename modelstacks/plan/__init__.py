@@ -21,7 +21,7 @@ from modelstacks.plan.startup import timeouts
 from modelstacks.plan.values import Alternative, Choice, Plan, Refusal, Timeouts
 from modelstacks.plan.weights import weights_plan
 from modelstacks.pool import Pool
-from modelstacks.spec import StackSpec
+from modelstacks.spec import StackSpec, taken_namespace
 from modelstacks.stackfile import object_name
 
 __all__ = ["Alternative", "Choice", "Plan", "Refusal", "Timeouts", "plan"]
@@ -63,7 +63,10 @@ def plan(
         raise BadInput([problem], source=stack or model.id, next_step="name the replicas")
     _check_launcher(plan, catalog)
     servers.check_keys(plan)
-    plan = replace(plan, refusals=(*plan.refusals, *_disk_refusals(plan), *servers.weights_refusals(plan)))
+    if stack is not None and (problems := taken_namespace(plan.namespace, spec, catalog)):
+        raise BadInput(problems, source=stack, next_step="rename the stack, or set modelstacks:namespace")
+    of_weights = (*_disk_refusals(plan), *servers.weights_refusals(plan))
+    plan = replace(plan, refusals=(*plan.refusals, *of_weights))
     policy = _policy_refusals(spec, model, plan)
     if stack is not None:
         plan = replace(plan, refusals=(*plan.refusals, *policy))
@@ -81,7 +84,8 @@ def plan(
         reasons = (*reasons, f"with weights in {name} {what} would do: modelstacks:quantization: {name}")
     nearest: list[Alternative] = []
     budget = spec.budget_usd_per_month
-    if thorough and not plan.fits:
+    # Other hardware is no answer to weights that cannot be read where they are; the refusal names what is.
+    if thorough and not plan.fits and not of_weights:
         nearest = choose.alternatives(decided, spec, catalog, market)
     elif thorough and budget is not None and any(refusal.code == "over-budget" for refusal in policy):
         nearest = choose.within_budget(decided, spec, catalog, market, budget)
@@ -96,18 +100,19 @@ def _plan(spec: StackSpec, catalog: Catalog, stack: str | None, decided: Checked
     spot = machines is not None and any(way.way == "spot" for step in machines.steps for way in step)
     speed = estimate(decided)
     weights = weights_plan(spec.weights, choice.checkpoint)
+    form = catalog.tier_form(choice.tier, spec.launcher)
     return Plan(
         spec=spec,
         stack=stack,
         choice=choice,
-        tier_form=catalog.tier_form(choice.tier, spec.launcher),
+        tier_form=form,
         cloud=kind,
         checkpoint=choice.checkpoint,
         weights_gib=decided.weights.total_gib,
         memory=decided.memory,
         cost=decided.cost,
         throughput=speed,
-        timeouts=timeouts(catalog, decided, weights, kind),
+        timeouts=timeouts(catalog, decided, weights, kind, form),
         weights=weights,
         leaving=leaving(spec, choice.load, speed, kind, several_nodes=nodes > 1, spot=spot),
         nodes_per_replica=nodes,
@@ -140,6 +145,9 @@ def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: C
     machine, choice = decided.cost.machine, decided.choice
     if spec.cloud is None or kind is None or machine is None:
         return None
+    if spec.cloud.warm_spares and any(capacity.way == "flex-start" for capacity in spec.cloud.ways(machine)):
+        problem = cloudspec.flex_start_spares(spec.cloud, f", and {machine.name} is bought so unless capacity is named")
+        raise BadInput([problem], source=stack or choice.model.id, next_step="correct the values named above")
 
     def machines(replicas: int) -> int:
         return price.machines_needed(machine, choice.gpu, choice.topology, replicas)
@@ -279,9 +287,11 @@ def _warnings(plan: Plan, shipped: EngineForm | None, today: datetime.date | Non
     if held > plan.gpus and plan.spec.replicas:
         warnings.append(f"{held - plan.gpus} of {held} GPUs paid for stay idle: {_machine(plan)} is rented whole")
     warnings += _pool_warnings(plan) + servers.warnings(plan)
-    if plan.spec.autoscale is not None:
+    if plan.spec.autoscale is not None and plan.cloud is not None and plan.cloud.simulated:
+        warnings.append(f"simulated servers have no metrics, so nothing scales them: {plan.spec.replicas} run")
+    elif plan.spec.autoscale is not None:
         warnings.append(
-            f"autoscaling needs KEDA (operators: [keda]) and a Prometheus at {plan.spec.autoscale.prometheus} that "
+            f"autoscaling needs KEDA (operators: [keda]) and a Prometheus at {plan.spec.prometheus} that "
             f"reads the servers' /metrics; the price above is that of {plan.spec.replicas}, the budget that of "
             f"{plan.spec.replicas_at_most} replicas"
         )

@@ -87,6 +87,8 @@ def rollout(plan: Plan, running: int | None = None) -> Rollout:
         # Of one replica nothing serves meanwhile anyway; made anew, the new pod waits until the old one's GPUs are
         # free.
         way = "recreate"
+        if asked is not None:
+            reason = "of one replica nothing serves meanwhile, whichever goes first"
     return _timed(plan, way, spare, needed, reason, plan.spec.replicas if running is None else running)
 
 

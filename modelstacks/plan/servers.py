@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from modelstacks.errors import BadInput, Problem
 from modelstacks.fields import key_path
 from modelstacks.plan.leaving import GRACE_AT_MOST_S
@@ -13,7 +15,15 @@ _LONG_DOWNLOAD_S = 1800
 
 def check_keys(plan: Plan) -> None:
     """Raise BadInput for settings of servers that the decided tier or engine has no use for."""
-    form = plan.choice.form
+    form, spec = plan.choice.form, plan.spec
+    own = re.compile(rf"{re.escape(plan.name)}-api-key-[0-9]+")
+    secrets = {"hubTokenSecret": spec.hub_token_secret, "imagePullSecret": spec.image_pull_secret}
+    for key, name in secrets.items():
+        if spec.api_key and spec.api_key_secret is None and name is not None and own.fullmatch(name):
+            problem = Problem(
+                key_path(key), f"{name} is the Secret with this stack's own API key", name, "another name"
+            )
+            raise BadInput([problem], source=plan.stack or plan.choice.model.id, next_step="correct the name")
     if plan.spec.rollout == "recreate" and plan.nodes_per_replica > 1:
         text = "is for replicas on one node: over several nodes they are changed one by one, or beside one another"
         problem = Problem(key_path("rollout"), text, "recreate", "in-place, surge")
@@ -57,6 +67,10 @@ def warnings(plan: Plan) -> list[str]:
     shared, zones = plan.spec.weights, plan.spec.cloud.zones if plan.spec.cloud is not None else ()
     if shared.on_one_node and plan.weights.fetched_by == "job" and len(zones) != 1:
         found.append("a ReadWriteOnce volume lies in the zone of the Job that fills it: name one in cloud.zones")
+    scale = plan.spec.autoscale
+    if scale is not None and scale.activation_query is not None and "vector(" not in scale.activation_query:
+        text = "autoscale.activationQuery must answer 0, not nothing, when nothing waits: a query without an answer is "
+        found.append(text + "an error, and keeps the last server; `… or vector(0)` at its end sees to that")
     if plan.weights.reads_hub and plan.timeouts.download_s > _LONG_DOWNLOAD_S:
         minutes = round(plan.timeouts.download_s / 60)
         text = f"every pod that comes fetches {plan.weights_gib:,.0f} GiB from the hub, {minutes} minutes: "

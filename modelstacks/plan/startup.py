@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 from modelstacks.catalog import Catalog, CloudKind
-from modelstacks.catalog.versions import WeightsSpeed
+from modelstacks.catalog.versions import TierForm, WeightsSpeed
 from modelstacks.plan.check import Checked
 from modelstacks.plan.values import Timeouts
 from modelstacks.plan.weights import WeightsPlan
 
 
-def timeouts(catalog: Catalog, checked: Checked, weights: WeightsPlan, kind: CloudKind | None) -> Timeouts:
+def timeouts(
+    catalog: Catalog, checked: Checked, weights: WeightsPlan, kind: CloudKind | None, form: TierForm
+) -> Timeouts:
     """Seconds that each step takes at pessimistic speeds, and the budgets that follow."""
     loading = catalog.versions.loading
     choice = checked.choice
@@ -33,12 +35,16 @@ def timeouts(catalog: Catalog, checked: Checked, weights: WeightsPlan, kind: Clo
         # Its node, its volume and the engine's image come first.
         before_s += loading.node_ready_s
     node_s = kind.node_ready_s or loading.node_ready_s if kind is not None else loading.node_ready_s
+    ready_s = startup_s + node_s + (before_s if weights.in_pod else 0)
+    if form.meets_in_server:
+        # The first of a group has nothing left to fetch, perhaps, while another one's node is still to come.
+        startup_s = ready_s
     cold_s = load_s + (fetched_s if in_server or weights.in_pod else 0)
     return Timeouts(
         download_s=fetched_s,
         load_s=load_s,
         startup_s=startup_s,
-        ready_s=startup_s + node_s + (before_s if weights.in_pod else 0),
+        ready_s=ready_s,
         before_s=before_s,
         again_s=load_s + (fetched_s if weights.again else 0),
         cold_start_s=cold_s + (node_s if kind is not None and kind.makes_nodes else 0),

@@ -199,6 +199,11 @@ class Plan:
         return self.pool.machine.gpus if self.pool is not None else self.choice.gpu.max_gpus_per_node
 
     @property
+    def answering_pods(self) -> int:
+        """Pods of a replica that have the API, and are Ready only while the engine answers."""
+        return self.nodes_per_replica if self.tier_form.answering_pods is None else 1
+
+    @property
     def gpus_of_spare(self) -> int:
         """GPUs that a warm spare holds: those of a machine."""
         return self.pool.machine.gpus if self.pool is not None else self.gpus_per_node

@@ -68,7 +68,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize, placeholder: str) 
         "infrastructure": _reference(cloud, "infrastructure"),
         "resources": _resources(plan, size, extra, claims=claims),
         "resource_claims": [{"name": "gpus", "resourceClaimTemplateName": f"{plan.name}-gpus"}] if claims else [],
-        "claim": _claim(plan) if claims else None,
+        "claims": _claims(plan, cloud) if claims else [],
         "gpu_quota": _quota(plan, cloud, claims=claims),
         "spare": _spare(plan, cloud, labels, placeholder, claims=claims),
         "fabric": _fabric(plan),
@@ -174,11 +174,15 @@ def _gpu_resources(gpus: int, *, claims: bool) -> dict[str, str]:
     return {} if claims else {GPU_RESOURCE: str(gpus)}
 
 
-def _claim(plan: Plan) -> dict[str, Any]:
+def _claims(plan: Plan, cloud: CloudSpec) -> list[dict[str, Any]]:
+    """What pods claim: a server its GPUs, a warm spare those of a whole machine."""
     product = plan.choice.gpu.product_label
     # The driver gives the product's name with blanks where the node label has hyphens.
     expression = f"device.attributes['gpu.nvidia.com'].productName.replace(' ', '-') == {json.dumps(product)}"
-    return {"name": f"{plan.name}-gpus", "count": plan.gpus_per_node, "expression": expression}
+    counts = {f"{plan.name}-gpus": plan.gpus_per_node}
+    if cloud.warm_spares:
+        counts[f"{plan.name}-spare-gpus"] = plan.gpus_of_spare
+    return [{"name": name, "count": count, "expression": expression} for name, count in counts.items()]
 
 
 def _quota(plan: Plan, cloud: CloudSpec, *, claims: bool) -> dict[str, str]:
@@ -208,6 +212,7 @@ def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], image: str, *, 
             "limits": {"memory": "16Mi"} | _gpu_resources(gpus, claims=claims),
         }
         | ({"claims": [{"name": "gpus"}]} if claims else {}),
+        "resource_claims": [{"name": "gpus", "resourceClaimTemplateName": f"{name}-gpus"}] if claims else [],
     }
 
 

@@ -21,6 +21,9 @@ def values(plan: Plan, catalog: Catalog, container: dict[str, Any], context: dic
     several = [
         "--nnodes", str(plan.nodes_per_replica), "--master-addr", "$(LWS_LEADER_ADDRESS)",
         "--master-port", str(_MASTER_PORT), "--distributed-executor-backend", "mp",
+        # Ten minutes by default (NCCL): nodes come, and fetch, at speeds of their own.
+        "--distributed-timeout-seconds", context["text"]["startup_s"],
+        "--cpu-distributed-timeout-seconds", context["text"]["startup_s"],
     ]  # fmt: skip
     host = {"name": "VLLM_HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     leave = {"preStop": {"sleep": {"seconds": context["leave_s"]}}}

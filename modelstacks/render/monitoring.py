@@ -8,11 +8,13 @@ from typing import Any
 
 from modelstacks.catalog.versions import EngineForm, Metrics
 from modelstacks.plan import Plan
+from modelstacks.plan.rollout import rollout
 
 # Grafana's sidecar collects ConfigMaps with this label (kube-prometheus-stack).
 _DASHBOARD_LABEL = {"grafana_dashboard": "1"}
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 24 // _COLUMNS, 8
+_TRUE = ',condition="true"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ def values(plan: Plan, form: EngineForm, labels: dict[str, str]) -> dict[str, An
         return {}
     dashboard = _dashboard(plan, panels(plan, form.metrics))
     return {
-        "monitor_labels": asked.labels | labels,
+        # What a Prometheus selects by is the user's to say; whose they are is not.
+        "monitor_labels": labels | asked.labels | {"app.kubernetes.io/instance": plan.name},
         "rule_group": f"{plan.namespace}.{plan.name}",
         "alerts": alerts(plan, form.metrics),
         "dashboard_name": f"{plan.name}-dashboard",
@@ -47,20 +50,48 @@ def own(plan: Plan, more: str = "") -> str:
     return f'{{namespace="{plan.namespace}",pod=~"{plan.name}{plan.tier_form.pods}"{more}}}'
 
 
+def in_all(plan: Plan, metrics: Metrics, gauge: str) -> str:
+    """The sum of a gauge over the servers: nothing where none is scraped, 0 where an idle engine leaves it out."""
+    mine = own(plan)
+    total = f"sum({gauge}{mine})"
+    return f"({total} or 0 * sum(up{mine} == 1))" if metrics.silent_when_idle else total
+
+
+def asked_for(plan: Plan) -> str:
+    """How many pods should be Ready because the engine answers: what an autoscaler says, or the plan's own number."""
+    if plan.tier_form.kind == "Deployment":
+        return f'sum(kube_deployment_spec_replicas{{namespace="{plan.namespace}",deployment="{plan.name}"}})'
+    return str(plan.spec.replicas * plan.answering_pods)
+
+
+def _ready(plan: Plan) -> str:
+    """How many of those pods are: 0, not nothing, where kube-state-metrics knows of none."""
+    pods = plan.tier_form.answering_pods or plan.tier_form.pods
+    mine = f'{{namespace="{plan.namespace}",pod=~"{plan.name}{pods}",condition="true"}}'
+    return f'(sum(kube_pod_status_ready{mine}) or 0 * sum(kube_pod_status_ready{{condition="true"}}))'
+
+
 def alerts(plan: Plan, metrics: Metrics) -> list[dict[str, Any]]:
     """Alerts with their queries; times and limits follow the plan."""
     mine, name = own(plan), plan.stack or plan.name
-    server = own(plan, ',container=~"server|ray-worker"')
-    running, waiting = f"sum({metrics.running}{mine})", f"sum({metrics.waiting}{mine})"
+    running, waiting = in_all(plan, metrics, metrics.running), in_all(plan, metrics, metrics.waiting)
+    ready = _ready(plan)
     hour = plan.cost.usd_per_hour
     money = f", ${hour:,.2f} an hour" if hour is not None else ""
-    budget_min = round(plan.timeouts.ready_s / 60)
-    ready = own(plan, ',condition="true"')
+    budget_s = plan.timeouts.ready_s
+    change_s = budget_s + max(0, rollout(plan).steps - 1) * plan.timeouts.startup_s
+    ends, ends_s = _ends(plan)
     found = [
         (
-            "ModelServerDown", f"absent({metrics.running}{mine})", "5m", "critical", "no replica answers",
-            f"No server of {name} has answered Prometheus for 5 minutes. A change that is under way may be the reason "
-            f"(`modelstacks status {name}`).",
+            "ModelServerDown", f"{ready} == 0 or absent(up{mine} == 1)", "5m", "critical", "no replica answers",
+            f"For 5 minutes no server of {name} was ready, or none could be scraped. A change that is under way may be "
+            f"the reason (`modelstacks status {name}`).",
+        ),
+        (
+            "ModelServersMissing", f"{ready} < {asked_for(plan)}", f"{change_s}s", "warning",
+            "fewer servers are ready than asked for",
+            f"For {round(change_s / 60)} minutes, longer than a change takes, {name} has had fewer ready servers than "
+            f"asked for: no GPU to be had, a quota, or a pod that does not start (`modelstacks doctor {name}`).",
         ),
         (
             "ModelServerQueueGrows",
@@ -69,19 +100,18 @@ def alerts(plan: Plan, metrics: Metrics) -> list[dict[str, Any]]:
             f"Requests have been waiting for 10 minutes and become more: {name} needs more replicas, or less to do.",
         ),
         (
-            "ModelServerRestarts", f"increase(kube_pod_container_status_restarts_total{server}[30m]) > 1", "1m",
-            "warning", "a server restarts again and again",
-            f"A server of {name} ended more than once in 30 minutes; each time it loads for "
+            "ModelServerRestarts", ends, "1m", "warning", "a server restarts again and again",
+            f"A server of {name} ended more than once in {round(ends_s / 60)} minutes; each time it loads for "
             f"{round(plan.timeouts.again_s / 60)} minutes.",
         ),
         (
             "ModelServerLoadsTooLong",
-            f"(time() - max by (pod) (kube_pod_start_time{mine}) > {plan.timeouts.ready_s}) "
-            f"and on (pod) (max by (pod) (kube_pod_status_ready{ready}) == 0) "
-            f"unless on (pod) kube_pod_status_ready_time{mine} unless on (pod) kube_pod_deletion_timestamp{mine}",
-            "1m", "warning",
-            "a server has not become ready in its budget",
-            f"The plan gives a pod of {name} {budget_min} minutes to be ready: it is slower than planned, or stuck.",
+            f"(time() - max by (pod) (kube_pod_start_time{mine}) > {budget_s}) and on (pod) "
+            f"(max by (pod) (max_over_time(kube_pod_status_ready{own(plan, _TRUE)}[{budget_s}s])) == 0) "
+            f"unless on (pod) kube_pod_deletion_timestamp{mine}",
+            "1m", "warning", "a server has not been ready for as long as a load may take",
+            f"The plan gives a pod of {name} {round(budget_s / 60)} minutes to be ready: it is slower than planned, or "
+            "stuck.",
         ),
         (
             "ModelServerIdle", f"max_over_time(({running} + {waiting})[1h:1m]) == 0", "1h", "info",
@@ -92,7 +122,7 @@ def alerts(plan: Plan, metrics: Metrics) -> list[dict[str, Any]]:
     scale = plan.spec.autoscale
     if (scale is not None and scale.min == 0) or not plan.spec.replicas:
         # None at all is what was asked for.
-        found = [one for one in found if one[0] != "ModelServerDown"]
+        found = [one for one in found if one[0] not in ("ModelServerDown", "ModelServersMissing")]
     if metrics.kv_cache is not None:
         found.append(
             (
@@ -121,7 +151,10 @@ def panels(plan: Plan, metrics: Metrics) -> list[Panel]:
         Panel("Prompt tokens a second", "short", {"tokens": f"sum(rate({metrics.prompt_tokens}{mine}[5m]))"}),
         Panel(
             "Requests", "short",
-            {"running": f"sum({metrics.running}{mine})", "waiting": f"sum({metrics.waiting}{mine})"},
+            {
+                "running": in_all(plan, metrics, metrics.running),
+                "waiting": in_all(plan, metrics, metrics.waiting),
+            },
             plan.choice.load.max_num_seqs * plan.spec.replicas,
         ),
     ]  # fmt: skip
@@ -136,11 +169,23 @@ def panels(plan: Plan, metrics: Metrics) -> list[Panel]:
             found.append(Panel(title, "s", {f"p{q}": _quantile(q, name, mine) for q in (50, 95)}))
     if metrics.preemptions is not None:
         found.append(Panel("Requests put back", "short", {"preempted": f"sum(rate({metrics.preemptions}{mine}[5m]))"}))
-    ready = own(plan, ',condition="true"')
-    found.append(
-        Panel("Ready servers", "short", {"ready": f"sum(kube_pod_status_ready{ready})"}, plan.spec.replicas_at_most)
-    )
+    most = plan.spec.replicas_at_most * plan.answering_pods
+    found.append(Panel("Pods that answer", "short", {"ready": _ready(plan)}, most))
     return found
+
+
+def _ends(plan: Plan) -> tuple[str, int]:
+    """Servers that ended more than once, and in how many seconds.
+
+    `increase` extrapolates, so that one restart may count for a little more than one.
+    """
+    if plan.tier_form.kind != "LeaderWorkerSet":
+        server = own(plan, ',container=~"server|ray-worker"')
+        return f"max by (pod) (increase(kube_pod_container_status_restarts_total{server}[30m])) > 1.5", 1800
+    # A group is made anew, under the same names, when one of its containers ends.
+    window_s = max(7200, 3 * plan.timeouts.ready_s)
+    mine = own(plan)
+    return f"changes(max by (pod) (kube_pod_start_time{mine})[{window_s}s:1m]) > 1", window_s
 
 
 def _quantile(percent: int, name: str, mine: str) -> str:

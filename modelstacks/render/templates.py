@@ -38,7 +38,8 @@ def many(catalog: Catalog, template: str, context: dict[str, Any]) -> list[Manif
         # A name that does not exist reaches `tojson` and is a TypeError there.
         line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise BadInput([Problem(f"{template}{line}", str(error))], source="templates") from None
-    return documents.read(text, source=template)
+    # What a user writes is small; what it renders to grows with the replicas.
+    return documents.read(text, source=template, most=None)
 
 
 def part(catalog: Catalog, template: str, context: dict[str, Any]) -> Any:

@@ -109,7 +109,7 @@ def context_of(plan: Plan, catalog: Catalog) -> dict[str, Any]:
             "grace_s": going.grace_s,
             "api_key_env": form.api_key_env,
             "api_key_secret": api_key_secret(plan),
-            "monitoring_namespace": spec.monitoring.namespace if spec.monitoring is not None else "monitoring",
+            "monitoring_namespace": spec.monitoring_namespace,
             "hub_token_secret": spec.hub_token_secret,
             "hub_token_optional": not choice.model.licence.gated,
             "weights_storage_class": None if spec.weights.shared else spec.weights.storage_class,
@@ -236,31 +236,35 @@ def _autoscale(plan: Plan) -> dict[str, Any] | None:
         return None
     metrics = form_of(plan).metrics
     own = monitoring.own(plan)
+    # With no replica there is nobody to ask, and nothing in flight.
+    none = f" or {monitoring.asked_for(plan)} == 0" if scale.min == 0 else ""
     good_for = plan.throughput.concurrency if plan.throughput is not None else int(plan.memory.max_concurrency_low)
     # Another replica is on its way before the ones that serve are full.
     enough = str(max(1, int(0.8 * good_for)))
-    in_flight = " + ".join(f"sum({gauge}{own})" for gauge in metrics.in_flight)
+    in_flight = " + ".join(monitoring.in_all(plan, metrics, gauge) for gauge in metrics.in_flight) + none
     triggers = [{"name": "requests-in-flight", "kind": "AverageValue", "query": in_flight, "threshold": enough}]
     if metrics.kv_cache is not None:
         triggers.append(
-            {"name": "kv-cache", "kind": "Value", "query": f"avg({metrics.kv_cache}{own})", "threshold": "0.8"}
+            {"name": "kv-cache", "kind": "Value", "query": f"avg({metrics.kv_cache}{own}){none}", "threshold": "0.8"}
         )
     if scale.activation_query is not None:
         triggers.append(
             {"name": "waiting-outside", "kind": "AverageValue", "query": scale.activation_query, "threshold": enough}
         )
-    load_s = plan.timeouts.again_s
+    # A replica that comes may need a node, and fetch there what others have.
+    again_s, fresh_s = plan.timeouts.again_s, max(plan.timeouts.ready_s, plan.timeouts.cold_start_s)
+    calm_s = max(600, 2 * again_s, fresh_s)
     return {
         "to_zero": scale.min == 0,
         "min": max(1, scale.min),
         "max": scale.max,
-        "prometheus": scale.prometheus,
+        "prometheus": plan.spec.prometheus,
         "triggers": triggers,
         # The HPA looks back half an hour at most in its policies, and an hour for calm.
-        "load_s": min(load_s, 1800),
-        "calm_s": min(max(600, 2 * load_s), 3600),
-        "cooldown_s": max(600, 2 * load_s),
-        "first_s": plan.timeouts.ready_s,
+        "load_s": min(again_s, 1800),
+        "calm_s": min(calm_s, 3600),
+        "cooldown_s": calm_s,
+        "first_s": fresh_s,
     }
 
 
@@ -269,7 +273,8 @@ def _container_security(plan: Plan) -> dict[str, Any]:
     root = form_of(plan).user_id == 0
     added = plan.fabric.capabilities_of_root if plan.fabric is not None and root else ()
     capabilities: dict[str, Any] = {"drop": ["ALL"]} | ({"add": list(added)} if added else {})
-    return {"allowPrivilegeEscalation": False, "capabilities": capabilities}
+    security = dict(cloud.READ_ONLY if plan.spec.read_only_root else cloud.UNPRIVILEGED)
+    return security | {"capabilities": capabilities}
 
 
 def _pod_security(form: EngineForm) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typing import Any
 
 MARKER = ".modelstacks.json"
 CHECKSUMS = "SHA256SUMS"
+VERIFIED = ".modelstacks.verified"
 HOPELESS = 3
 # Weights as safetensors alone: the other formats can run code when they are read.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "tekken*", "*.py")
@@ -73,6 +74,39 @@ def sha256(path: Path) -> str:
         while piece := file.read(8 << 20):
             total.update(piece)
     return total.hexdigest()
+
+
+class Verified:
+    """Files whose checksums were seen to be right, so that another try does not read them all once more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: dict[str, list[object]] = {}
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                name, *rest = json.loads(line)
+                self._held[name] = rest
+        except (OSError, ValueError, TypeError):
+            # None yet, or a line that was cut off: the rest is read again.
+            pass
+
+    def sha256(self, name: str, path: Path) -> str:
+        """The checksum of a file, from memory where the file has not been touched since."""
+        size, changed, digest = self._held.get(name, (None, None, None))
+        now = path.stat()
+        if [size, changed] == [now.st_size, now.st_mtime_ns]:
+            return str(digest)
+        return sha256(path)
+
+    def keep(self, name: str, path: Path, digest: str) -> None:
+        """Remember a file whose checksum is the hub's."""
+        now = path.stat()
+        entry = [now.st_size, now.st_mtime_ns, digest]
+        if self._held.get(name) == entry:
+            return
+        self._held[name] = entry
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([name, *entry]) + "\n")
 
 
 @contextmanager
@@ -167,14 +201,16 @@ def fill(repository: str, revision: str, target: Path, hub: Hub) -> None:
         raise HopelessError(f"the weights are {total / 2**30:.1f} GiB, the volume has room for {room / 2**30:.1f}")
     say(f"{repository} at {commit[:12]}: {len(names)} files, {total / 2**30:.2f} GiB" + (", going on" if held else ""))
     sums = {}
+    verified = Verified(part / VERIFIED)
     done = 0
     for name in names:
         size, expected = sizes[name]
         began = time.monotonic()
         for attempt in (1, 2):
             hub.fetch(repository, commit, name, part)
-            sums[name] = sha256(part / name)
+            sums[name] = verified.sha256(name, part / name)
             if expected is None or sums[name] == expected:
+                verified.keep(name, part / name, sums[name])
                 break
             (part / name).unlink()
             if attempt == 2:
@@ -184,6 +220,7 @@ def fill(repository: str, revision: str, target: Path, hub: Hub) -> None:
         share = 100 * done / total if total else 100
         say(f"{share:.0f} % {name} ({time.monotonic() - began:.0f} s)")
     shutil.rmtree(part / ".cache", ignore_errors=True)
+    (part / VERIFIED).unlink(missing_ok=True)
     (part / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
     marker = {
         "repository": repository,

@@ -169,7 +169,7 @@ def test_damaged_config_of_a_running_program(index: int) -> None:
     for number in piece(CONFIGS, index):
         dice = random.Random(f"config {number}")
         config = {
-            key: json.dumps(value) if isinstance(value, dict | list) else str(value)
+            key: json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
             for key, value in (values_of(dice.choice(STACKS)) | dict(dice.sample(sorted(RICH.items()), 2))).items()
         }
         key = dice.choice(list(config))

@@ -601,12 +601,26 @@ def test_an_autoscaler_without_metrics_is_named() -> None:
     objects = well()
     scaled = named("test", "test", status={"conditions": [{"type": "Ready", "status": "True"}]})
     objects["scaledobjects"].append(scaled)
-    assert not [f for f in look(objects, decided) if f.check == "scaling"]
+    serves = {("Deployment", "test"): {"spec": {"replicas": 1}, "status": {"readyReplicas": 1}}}
+    assert not [f for f in look(objects, decided, own=serves) if f.check == "scaling"]
     text = "prometheus metrics 'prometheus' target may be lost, the result is empty"
     objects["events"].append(event("ScaledObject", "test", "KEDAScalerFailed", text, "keda-operator"))
-    (one,) = [f for f in serious(look(objects, decided)) if f.check == "scaling"]
+    (one,) = [f for f in serious(look(objects, decided, own=serves)) if f.check == "scaling"]
     assert "no answer to its query, so replicas stay as they are" in one.message
     assert "modelstacks:monitoring" in str(one.mend)
+    loads = {("Deployment", "test"): {"spec": {"replicas": 1}, "status": {}}}
+    assert not [f for f in look(objects, decided, own=loads) if f.check == "scaling"], "it has no metrics yet"
+
+
+def test_a_query_that_cannot_wake_a_stack_is_mentioned() -> None:
+    """Asleep, the other queries may have no answer, but the one that counts those who wait outside should."""
+    zero = {"min": 0, "max": 3, "activationQuery": "sum(q) or vector(0)", "coldStartSeconds": 3600}
+    objects = well()
+    objects["scaledobjects"].append(named("test", "test"))
+    objects["events"].append(event("ScaledObject", "test", "KEDAScalerFailed", "no answer", "keda-operator"))
+    asleep = {("Deployment", "test"): {"spec": {"replicas": 0}, "status": {}}}
+    (one,) = [f for f in look(objects, decide(autoscale=zero), own=asleep) if f.check == "scaling"]
+    assert (one.level, "activationQuery" in str(one.mend)) == ("note", True)
 
 
 def test_a_roll_out_that_waits_for_gpus_is_no_problem() -> None:

@@ -70,6 +70,13 @@ def test_a_key_given_twice_is_refused_with_its_line() -> None:
         "\t",
         "- a\nb: c",
         "!!python/object:os.system x",
+        'a: !!int ""',
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: 010",
+        "a: 1:30",
+        "a: 1_000",
+        "a: 0x1f",
         "[" * 100_000,
         "- " * 100_000,
         "[\n" * 90_000,
@@ -80,6 +87,12 @@ def test_text_that_is_not_yaml_is_bad_input(text: str) -> None:
     """No parser error escapes as a traceback."""
     with pytest.raises(BadInput):
         documents.read(text, source="test")
+
+
+def test_merges_are_read_as_other_readers_do() -> None:
+    """What is written out wins over what is merged."""
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n"
+    assert documents.read(text, source="test") == [{"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}]
 
 
 def test_lines_are_found_by_path() -> None:

@@ -219,6 +219,27 @@ def test_a_serial_is_raised_and_nothing_else_is_touched(text: str, tmp_path: Pat
     assert left == [line for line in text.splitlines() if "apiKeySerial" not in line]
 
 
+def test_line_ends_and_links_stay(tmp_path: Path) -> None:
+    """A file of Windows', behind a link."""
+    real, path = tmp_path / "real.yaml", tmp_path / "Pulumi.a.yaml"
+    real.write_bytes(b"config:\r\n  modelstacks:model: phi-4\r\n  modelstacks:apiKeySerial: 1\r\n")
+    path.symlink_to(real)
+    stackfile.set_value(path, "apiKeySerial", 2)
+    assert path.is_symlink()
+    assert real.read_bytes() == b"config:\r\n  modelstacks:model: phi-4\r\n  modelstacks:apiKeySerial: 2\r\n"
+
+
+@pytest.mark.parametrize("form", ["1_0", "0x2", "&a 2"])
+def test_a_number_of_another_form_is_left_to_its_writer(form: str, tmp_path: Path) -> None:
+    """The file's own name, and what to write."""
+    path = tmp_path / "Pulumi.a.yaml"
+    path.write_text(f"config:\n  modelstacks:model: phi-4\n  modelstacks:apiKeySerial: {form}\n")
+    with pytest.raises(BadInput) as caught:
+        stackfile.set_value(path, "apiKeySerial", 3)
+    assert ".part" not in str(caught.value)
+    assert form in path.read_text()
+
+
 def test_a_file_of_another_form_is_left_alone(tmp_path: Path) -> None:
     """With the line to write by hand."""
     path = tmp_path / "Pulumi.a.yaml"

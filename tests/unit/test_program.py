@@ -65,7 +65,8 @@ def run_program(
 def config_of(stack: str) -> dict[str, str]:
     """A stack file's config as the engine hands it over: every value as text."""
     data = yaml.safe_load(stackfile.stack_file(ROOT, stack).read_text())["config"]
-    return {key: json.dumps(value) if isinstance(value, dict | list) else str(value) for key, value in data.items()}
+    structured = (dict, list, bool)
+    return {key: json.dumps(value) if isinstance(value, structured) else str(value) for key, value in data.items()}
 
 
 def plain(value: Any) -> Any:

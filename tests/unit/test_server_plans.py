@@ -260,8 +260,61 @@ def test_weights_that_do_not_reach_every_pod_are_refused() -> None:
     assert together["requiredDuringSchedulingIgnoredDuringExecution"][0]["topologyKey"] == "kubernetes.io/hostname"
     (refusal,) = decide(weights=weights, replicas=9, gpu="h100-sxm").refusals
     assert (refusal.code, refusal.need, refusal.have) == ("volume-on-one-node", 9, 8)
-    (tgi,) = decide(engine="tgi", weights={"uri": "s3://a/b"}).refusals
-    assert tgi.code == "engine-unsupported"
+    refused = decide(engine="tgi", weights={"uri": "s3://a/b"})
+    assert [refusal.code for refusal in refused.refusals] == ["engine-unsupported"]
+    assert not refused.alternatives, "no other hardware reads them either"
+
+
+GROUPS: dict[str, Any] = {"model": "deepseek-r1", "gpu": "h100-sxm", "acceptedLicense": "MIT", "quantization": "fp8",
+                          "context": 65536, "launcher": "leader-worker-set"}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [{}, {"hostPath": "/m", "prefetch": True}, {"image": "example.com/w:1"}])
+def test_the_first_of_a_group_waits_for_the_others(weights: dict[str, Any]) -> None:
+    """Pain 8 over several nodes: another node may still be bought and filled while the leader has all it needs."""
+    more = {**GROUPS, "weights": weights, "cloud": {**AWS, "zones": ["us-east-1a"]}}
+    decided = decide(**more)
+    times = decided.timeouts
+    group = one(manifests(**more), "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    (leader,) = group["leaderTemplate"]["spec"]["containers"]
+    probe = leader["startupProbe"]
+    wait_s = times.load_s + times.before_s + CATALOG.versions.loading.node_ready_s
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= wait_s
+    for template in (group["leaderTemplate"], group["workerTemplate"]):
+        (server,) = template["spec"]["containers"]
+        for flag in ("--distributed-timeout-seconds", "--cpu-distributed-timeout-seconds"):
+            assert int(server["args"][server["args"].index(flag) + 1]) >= wait_s
+    env = {entry["name"]: entry.get("value") for entry in leader["env"]}
+    assert int(env["VLLM_ENGINE_READY_TIMEOUT_S"]) >= wait_s
+
+
+def test_a_warm_spare_holds_a_machine_that_somebody_buys() -> None:
+    """All GPUs of the machine, by a claim too; and not below the Cluster Autoscaler's cutoff of -10."""
+    cloud = {"kind": "eks", "cluster": "c", "zones": "us-east-1a", "machine": "g6.12xlarge", "warmSpares": 1}
+    found = manifests(cloud={**cloud, "gpuAllocation": "dra"})
+    counts = {
+        m["metadata"]["name"]: m["spec"]["spec"]["devices"]["requests"][0]["exactly"]["count"]
+        for m in found
+        if m["kind"] == "ResourceClaimTemplate"
+    }
+    assert counts == {"test-gpus": 1, "test-spare-gpus": 4}
+    holder = one(found, "Deployment", "test-spare")["spec"]["template"]["spec"]
+    assert holder["resourceClaims"][0]["resourceClaimTemplateName"] == "test-spare-gpus"
+    assert 0 > one(found, "PriorityClass", "test-spare")["value"] >= -10
+
+
+def test_spares_of_a_machine_that_is_lent_for_a_week_are_refused() -> None:
+    """Also where nobody wrote flex-start, because the machine is sold in no other way."""
+    asked = {"model": "qwen-2.5-72b", "gpu": "h100-sxm", "quantization": "fp8", "acceptedLicense": "qwen"}
+    cloud = {"kind": "gke", "cluster": "c", "region": "us-central1", "zones": "us-central1-a", "warmSpares": 1}
+    with pytest.raises(BadInput, match="bought again and again, and a3-highgpu"):
+        decide(**asked, cloud=cloud)
+
+
+def test_hundreds_of_replicas_over_several_nodes_are_rendered() -> None:
+    """What users write is bounded, not what it renders to."""
+    ray = {key: value for key, value in GROUPS.items() if key != "launcher"}
+    assert len([m for m in manifests(**ray, replicas=150) if m["kind"] == "RayService"]) == 150
 
 
 def test_own_code_of_a_model_runs_only_when_it_is_accepted() -> None:
@@ -364,6 +417,12 @@ def test_scaling_to_zero_takes_a_query_and_an_agreed_cold_start() -> None:
     assert scaled["initialCooldownPeriod"] >= decided.timeouts.ready_s
     behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] > load_s
+    assert scaled["cooldownPeriod"] > decided.timeouts.cold_start_s
+    assert all(" or sum(kube_deployment_spec_replicas{" in t["metadata"]["query"] for t in scaled["triggers"][:2])
+    assert any("must answer 0, not nothing" in warning for warning in decided.warnings)
+    image = decide(autoscale=zero, cloud=AWS, weights={"image": "example.com/w:1"})
+    (later,) = [m for m in render.render(image, CATALOG) if m["kind"] == "ScaledObject"]
+    assert later["spec"]["cooldownPeriod"] > image.timeouts.cold_start_s, "a new node pulls the image first"
     assert "idleReplicaCount" not in one(manifests(autoscale={"max": 2}, cloud=AWS), "ScaledObject")["spec"]
     (refusal,) = decide(autoscale={**zero, "coldStartSeconds": 60}, cloud=AWS).refusals
     assert refusal.code == "cold-start-too-slow"

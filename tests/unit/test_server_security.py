@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from modelstacks import images, project, registry, stackfile
+from modelstacks import images, project, registry, spec, stackfile
 from modelstacks.catalog.flags import flags_of
 from modelstacks.errors import BadInput
-from tests.unit.test_server_plans import AWS, CATALOG, PLACES, SIMULATED, manifests, one, pod_of, server_of
+from modelstacks.plan import plan
+from tests.unit.test_server_plans import AWS, CATALOG, GROUPS, PLACES, SIMULATED, manifests, one, pod_of, server_of
 
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
@@ -44,6 +45,38 @@ def test_a_read_only_root_is_there_for_the_asking() -> None:
     assert server_of(manifests(readOnlyRoot=True))["securityContext"]["readOnlyRootFilesystem"] is True
     with pytest.raises(BadInput, match="readOnlyRoot"):
         manifests(engine="tgi", readOnlyRoot=True)
+    groups = one(manifests(**GROUPS, readOnlyRoot=True), "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    for template in (groups["leaderTemplate"], groups["workerTemplate"]):
+        (server,) = template["spec"]["containers"]
+        assert server["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("stack", ["kube-system", "kube-x", "default", "monitoring", "keda"])
+def test_no_stack_takes_a_namespace_that_others_live_in(stack: str) -> None:
+    """Its own name is the namespace where none is said: default-deny in there would cut the cluster's DNS off."""
+    asked = spec.parse({"model": "llama-3.1-8b", "gpu": "l4", "acceptedLicense": "llama3.1"}, CATALOG, source="test")
+    with pytest.raises(BadInput, match=f"'{stack}' belongs to"):
+        plan(asked, CATALOG, stack=stack)
+
+
+@pytest.mark.parametrize(
+    ("more", "namespace", "address"),
+    [
+        ({"monitoring": {"namespace": "prom"}}, "prom", "http://prometheus-operated.prom.svc:9090"),
+        ({"autoscale": {"max": 2, "prometheus": "http://p.seen:9090"}}, "seen", "http://p.seen:9090"),
+        ({"autoscale": {"max": 2, "prometheus": "http://p.seen.svc:9090"}}, "seen", "http://p.seen.svc:9090"),
+        ({"autoscale": {"max": 2, "prometheus": "http://1.2.3.4:9090"}}, "monitoring", "http://1.2.3.4:9090"),
+    ],
+)
+def test_the_prometheus_that_is_asked_may_read(more: dict[str, Any], namespace: str, address: str) -> None:
+    """Of two keys that name it, either is enough."""
+    found = manifests(**{"autoscale": {"max": 2}, **more})
+    (trigger, *_) = one(found, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["serverAddress"] == address
+    policy = one(found, "NetworkPolicy", "test")["spec"]["ingress"]
+    peers = [peer for rule in policy for peer in rule["from"] if "namespaceSelector" in peer]
+    opened = [peer["namespaceSelector"]["matchLabels"] for peer in peers]
+    assert {"kubernetes.io/metadata.name": namespace} in opened
 
 
 def test_the_namespace_denies_what_nobody_allowed() -> None:

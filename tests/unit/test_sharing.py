@@ -65,6 +65,17 @@ def test_what_would_harm_the_other_is_refused(stack: str, owner: str, guest: str
         checked(tmp_path, stack, owner, guest)
 
 
+@pytest.mark.parametrize("stack", ["owner", "owner-weights"])
+def test_no_stack_has_the_name_of_an_object_of_its_neighbour(stack: str, tmp_path: Path) -> None:
+    """Both would render a policy of that name into the one namespace."""
+    (tmp_path / "stacks").mkdir()
+    for name, text in (("owner", OWNER), ("owner-weights", GUEST)):
+        (tmp_path / "stacks" / f"Pulumi.{name}.yaml").write_text(text)
+    asked = stackfile.parse_file(stackfile.stack_file(tmp_path, stack), CATALOG)
+    with pytest.raises(BadInput, match="one is the name of an object of the other"):
+        sharing.check(plan(asked, CATALOG, stack=stack), tmp_path, CATALOG)
+
+
 def test_two_stacks_of_one_namespace_need_an_owner(tmp_path: Path) -> None:
     """Without namespaceOwner the second would label and delete what the first made."""
     (tmp_path / "stacks").mkdir()

@@ -18,6 +18,8 @@ class Measures:
 
     def __init__(self, engine: str, core: Imitation) -> None:
         self._core = core
+        # TGI exports what has been set once, which takes a request.
+        self._silent = engine == "tgi"
         self._registry = CollectorRegistry()
         # Each engine has some of these.
         self._prompt: Counter | None = None
@@ -72,10 +74,13 @@ class Measures:
 
     def begin(self, prompt_tokens: int) -> Answer:
         """A request that was let in."""
+        self._silent = False
         return Answer(self, prompt_tokens)
 
     def text(self) -> bytes:
         """Prometheus' exposition."""
+        if self._silent:
+            return b""
         return generate_latest(self._registry)
 
 

@@ -77,9 +77,13 @@ class ImitationEngine(LLMEngine):
             name: metrics.Counter(f"vllm_{name}", "imitated", ("model_name",)) for name in self._core.counters()
         }
         before = dict.fromkeys(counters, 0)
+        steps = 0
         while True:
-            for name, value in self._core.gauges().items():
-                gauges[name].set(value, tags=model)
+            # The real one sets its gauges in steps, and an idle engine makes none.
+            if self._core.generation_tokens > steps or self._core.running:
+                steps = self._core.generation_tokens
+                for name, value in self._core.gauges().items():
+                    gauges[name].set(value, tags=model)
             for name, total in self._core.counters().items():
                 if total > before[name]:
                     counters[name].inc(total - before[name], tags=model)
