@@ -70,9 +70,8 @@ def test_a_server_gets_the_gpus_of_its_claim(running: Checkout) -> None:
         (given,) = claim["status"]["allocation"]["devices"]["results"]
         assert (given["driver"], given["pool"]) == ("gpu.nvidia.com", "dra-l4")
         running.kubectl("scale", "deployment", "quickstart", "-n", space, "--replicas=2")
-        eventually(
-            "the quota or the devices end it", lambda: len(running.objects("resourceclaims", "-n", space)) == 1, 30
-        )
+        claims = ("resourceclaims", "-n", space)
+        eventually("the quota or the devices end it", lambda: len(running.objects(*claims)) == 1)
         assert sorted(hosts()) in (["", "dra-l4"], ["dra-l4"])
     finally:
         running.kubectl("delete", "namespace", space, "--wait=true", "--timeout=60s")
