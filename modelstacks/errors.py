@@ -69,7 +69,9 @@ class BadInput(ModelstacksError):
 
     exit_code = EXIT_BAD_INPUT
 
-    def __init__(self, problems: Sequence[Problem], *, source: str, next_step: str | None = None) -> None:
+    def __init__(
+        self, problems: Sequence[Problem], *, source: str, next_step: str | None = "correct what is named above"
+    ) -> None:
         self.problems = tuple(problems)
         self.source = source
         count = len(self.problems)

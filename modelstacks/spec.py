@@ -231,7 +231,7 @@ def parse(values: Mapping[str, Any], catalog: Catalog, *, source: str) -> StackS
     elif spec is None:
         problems += _contradictions_within(values)
     if problems or spec is None:
-        raise BadInput(_unique(problems), source=source, next_step="correct the values named above and run again")
+        raise BadInput(_unique(problems), source=source)
     # Everything that is planned for now is planned for the least there may be: of scale to zero the one that comes.
     return spec if spec.autoscale is None else spec.model_copy(update={"replicas": max(1, spec.autoscale.min)})
 

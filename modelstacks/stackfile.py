@@ -40,7 +40,7 @@ def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | Non
         source = f"command line, over {path.name}" if asked else str(path)
         raise BadInput([*bare, *problems], source=source, next_step=error.next_step) from None
     if bare:
-        raise BadInput(bare, source=str(path), next_step="correct what is named above and run again")
+        raise BadInput(bare, source=str(path))
     return parsed
 
 

@@ -137,7 +137,7 @@ def _check_launcher(plan: Plan, catalog: Catalog) -> None:
         text = f"is for Ray heads, and {plan.tier_form.launcher} has none"
         problems.append(Problem(key_path("headRecovery"), text, None, "leave it out"))
     if problems:
-        raise BadInput(problems, source=plan.stack or plan.choice.model.id, next_step="correct the values named above")
+        raise BadInput(problems, source=plan.stack or plan.choice.model.id)
 
 
 def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: Checked) -> Pool | None:
@@ -147,7 +147,7 @@ def _pool(spec: StackSpec, kind: CloudKind | None, stack: str | None, decided: C
         return None
     if spec.cloud.warm_spares and any(capacity.way == "flex-start" for capacity in spec.cloud.ways(machine)):
         problem = cloudspec.flex_start_spares(spec.cloud, f", and {machine.name} is bought so unless capacity is named")
-        raise BadInput([problem], source=stack or choice.model.id, next_step="correct the values named above")
+        raise BadInput([problem], source=stack or choice.model.id)
 
     def machines(replicas: int) -> int:
         return price.machines_needed(machine, choice.gpu, choice.topology, replicas)

@@ -122,7 +122,7 @@ def alerts(plan: Plan, metrics: Metrics) -> list[dict[str, Any]]:
     scale = plan.spec.autoscale
     if (scale is not None and scale.min == 0) or not plan.spec.replicas:
         # None at all is what was asked for.
-        found = [one for one in found if one[0] not in ("ModelServerDown", "ModelServersMissing")]
+        found = [one for one in found if one[0] != "ModelServerDown"]
     if metrics.kv_cache is not None:
         found.append(
             (
