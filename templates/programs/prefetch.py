@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,14 @@ class Verified:
         self._path = path
         self._held: dict[str, list[object]] = {}
         try:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                name, *rest = json.loads(line)
-                self._held[name] = rest
-        except (OSError, ValueError, TypeError):
-            # None yet, or a line that was cut off: the rest is read again.
-            pass
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            lines = []
+        for line in lines:
+            # One that was cut off stands for a file that is read again.
+            with suppress(ValueError, TypeError):
+                name, size, changed, digest = json.loads(line)
+                self._held[name] = [size, changed, digest]
 
     def sha256(self, name: str, path: Path) -> str:
         """The checksum of a file, from memory where the file has not been touched since."""
@@ -106,7 +108,7 @@ class Verified:
             return
         self._held[name] = entry
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([name, *entry]) + "\n")
+            file.write(f"\n{json.dumps([name, *entry])}\n")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -123,6 +124,23 @@ def test_an_interrupted_fetch_goes_on_with_what_it_has(hub: Hub, tmp_path: Path)
     assert code == 0, said
     assert "going on" in said
     assert hub.sent < len(FILES["model-00001-of-00002.safetensors"]) + len(FILES["model-00002-of-00002.safetensors"])
+
+
+def test_what_was_checked_is_not_read_again_unless_it_changed(tmp_path: Path) -> None:
+    """Hundreds of GiB take a quarter of an hour to read, and a pod may be tried often."""
+    program = runpy.run_path(str(PROGRAM))
+    verified, file = tmp_path / program["VERIFIED"], tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    right = hashlib.sha256(b"weights").hexdigest()
+    program["Verified"](verified).keep("model.safetensors", file, right)
+    verified.write_text(verified.read_text().replace(right, "remembered") + '["cut off')
+    program["Verified"](verified).keep("other.safetensors", file, "too")
+    for name, digest in (("model.safetensors", "remembered"), ("other.safetensors", "too")):
+        assert program["Verified"](verified).sha256(name, file) == digest
+    file.write_bytes(b"damaged")
+    os.utime(file, ns=(1, 1))
+    found = program["Verified"](verified).sha256("model.safetensors", file)
+    assert found == hashlib.sha256(b"damaged").hexdigest()
 
 
 def test_a_file_that_arrives_damaged_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
