@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import unicodedata
 from typing import Annotated
@@ -96,6 +97,11 @@ def key_path(key: str) -> str:
 def resource_name(context: str) -> str:
     """A context in the name of a Pulumi resource: some clouds put slashes and colons into them."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", context)
+
+
+def digest(*parts: object) -> str:
+    """Eight digits for the name of an object that cannot be changed: another content is another object."""
+    return hashlib.sha256("|".join(str(part) for part in parts).encode()).hexdigest()[:8]
 
 
 def nearest(word: str, words: tuple[str, ...]) -> str | None:

@@ -16,7 +16,7 @@ from pulumi.runtime import config as runtime_config
 
 from modelstacks import project, registration, render, review, sharing, spec, stackfile, watch
 from modelstacks.catalog import Catalog
-from modelstacks.cluster import access, change, doctor
+from modelstacks.cluster import access, change, doctor, scaling
 from modelstacks.cluster.connection import Cluster, UnreachableError
 from modelstacks.errors import BadInput, ClusterError, ModelstacksError, Problem, Refused
 from modelstacks.plan import Plan, plan
@@ -53,7 +53,13 @@ def deploy() -> None:
         # All clusters are looked at before the first object is made in any.
         places = [(place, preflight(place, manifests, catalog)) for place in decided.places]
         for place, live in places:
+            if live is not None:
+                change.check_room(live, place, manifests)
             say_change(place, live, manifests)
+        if not pulumi.runtime.is_dry_run():
+            for place, live in places:
+                if live is not None:
+                    scaling.hand_over(live, place)
         registration.register(places, manifests, catalog, several=bool(decided.spec.clusters))
         for place, live in places:
             if live is not None and not pulumi.runtime.is_dry_run():

@@ -20,6 +20,7 @@ from modelstacks import cloudspec, pools, render
 from modelstacks.catalog import Catalog
 from modelstacks.cluster import operators
 from modelstacks.cluster.connection import Cluster, Kind
+from modelstacks.cluster.findings import quantity
 from modelstacks.errors import ClusterError
 from modelstacks.fields import NAMESPACE, resource_name
 from modelstacks.plan import Plan
@@ -97,11 +98,14 @@ class ModelServer(pulumi.ComponentResource):
         super().__init__("modelstacks:index:ModelServer", names(name), None, names.options(name, opts))
         # A pod is admitted with its account and its network rules in place, a head with its state, not before.
         early = [m for m in manifests if m["kind"] in _BEFORE_PODS or render.comes_before_servers(m)]
+        # What servers that go still use is taken away when they are gone.
+        last = [m for m in early if render.identity(m) in changes.shrinking]
+        early = [m for m in early if m not in last]
         jobs = [m for m in early if m["kind"] == "Job"]
         first = register_all([m for m in early if m not in jobs], self, names, after)
         # No machine is bought for servers before their weights are there.
         first += register_all(jobs, self, names, [*after, *first])
-        late = [m for m in manifests if m not in early]
+        late = [m for m in manifests if m not in early and m not in last]
         servers: Resources = []
         # A replica that runs is changed when the one before it serves again, so the others answer meanwhile.
         before: Resources = []
@@ -113,6 +117,7 @@ class ModelServer(pulumi.ComponentResource):
             servers += made
         # A Service is awaited until an endpoint answers, so it comes after the servers.
         services = register_all([m for m in late if m["kind"] == "Service"], self, names, [*after, *servers])
+        services += register_all(last, self, names, [*after, *servers])
         self.resources = [*first, *servers, *services]
         self.register_outputs({"objects": len(self.resources)})
 
@@ -170,7 +175,8 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How workloads are changed. `running` are those that the cluster has already and that wait for one another.
+    """How workloads are changed. `running` are those that the cluster has already and that wait for one another,
+    `shrinking` quotas that are larger there than they will be.
 
     KubeRay leaves a running cluster as it is unless it may put a second one beside it. Where it may not, a change of
     the cluster itself is a new RayService in place of the old one, which gives its GPUs back first.
@@ -178,6 +184,7 @@ class Changes:
 
     replaced: bool
     running: frozenset[tuple[str, str, str]]
+    shrinking: frozenset[tuple[str, str, str]] = frozenset()
 
     def options(self, manifest: Manifest) -> pulumi.ResourceOptions | None:
         """Options of one workload; None: none of its own."""
@@ -191,7 +198,19 @@ def changes_of(decided: Plan, manifests: list[Manifest], live: Cluster | None) -
     together = decided.tier_form.changed_together
     own = [m for m in manifests if m["kind"] == decided.tier_form.kind] if together else []
     running = frozenset(render.identity(m) for m in own if live is not None and _is_there(live, m))
-    return Changes(together and not rollout(decided).comes_first, running)
+    quotas = [m for m in manifests if m["kind"] == "ResourceQuota"]
+    shrinking = frozenset(render.identity(m) for m in quotas if live is not None and _shrinks(live, m))
+    return Changes(together and not rollout(decided).comes_first, running, shrinking)
+
+
+def _shrinks(live: Cluster, quota: Manifest) -> bool:
+    kind, space, name = render.identity(quota)
+    try:
+        there = live.get(Kind(quota["apiVersion"], kind), space, name)
+    except ClusterError:
+        return False
+    before = ((there or {}).get("spec") or {}).get("hard") or {}
+    return any(quantity(before.get(key, "0")) > quantity(most) for key, most in quota["spec"]["hard"].items())
 
 
 def _is_there(live: Cluster, manifest: Manifest) -> bool:

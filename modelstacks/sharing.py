@@ -21,6 +21,8 @@ def check(decided: Plan, root: Path, catalog: Catalog) -> None:
     """
     spec = decided.spec
     problems: list[Problem] = []
+    if "namespace" in spec.shared:
+        problems += _levels(decided, root, catalog)
     if spec.namespace_owner is not None or "namespace" in spec.shared:
         problems += _names(decided, spec.namespace_owner or decided.stack or decided.name, root, catalog)
     if spec.namespace_owner is not None:
@@ -58,6 +60,21 @@ def _names(decided: Plan, owner: str, root: Path, catalog: Catalog) -> list[Prob
         if any(f"{one}-{word}" == two for word in _BESIDE for one, two in ((theirs, mine), (mine, theirs))):
             text = f"{mine} and {theirs} share a namespace, and one is the name of an object of the other"
             found.append(Problem("stack", text, mine, "another name for one of them"))
+    return found
+
+
+def _levels(owner: Plan, root: Path, catalog: Catalog) -> list[Problem]:
+    """Guests whose pods the owner's Pod Security level would refuse at their next restart."""
+    mine = security_level(owner)
+    found = []
+    for other in stackfile.stack_names(root):
+        spec = stackfile.parse_file(stackfile.stack_file(root, other), catalog) if other != owner.stack else None
+        if spec is None or spec.namespace_owner != owner.stack:
+            continue
+        level = security_level(plan(spec, catalog, stack=other, thorough=False))
+        if LEVELS.index(mine) < LEVELS.index(level):
+            text = f"Pod Security would be {mine}, and the pods of {other}, a guest, need {level}"
+            found.append(Problem(key_path("shared"), text, None, f"another namespace for {other}"))
     return found
 
 

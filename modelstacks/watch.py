@@ -66,10 +66,12 @@ def _problems(decided: Plan, manifests: list[Manifest], catalog: Catalog) -> dic
     try:
         cluster = access.connect(decided.spec.kubeconfig, decided.spec.kube_context)
         found = doctor.look(cluster, decided, manifests, catalog)
-    except ClusterError:
+    # A proxy's page in place of an answer, for instance: this thread only helps, and never speaks of itself.
+    except (ClusterError, ValueError, LookupError, TypeError, AttributeError, OSError):
         return {}
+    where = f"{decided.spec.kube_context}: " if decided.spec.clusters else ""
     worth = [one for one in found if one.level == "problem" and one.check in _WORTH_SAYING]
     return {
-        f"{one.check} {one.object or one.message}": one.message + (f"; mend: {one.mend}" if one.mend else "")
+        f"{one.check} {one.object or one.message}": where + one.message + (f"; mend: {one.mend}" if one.mend else "")
         for one in worth
     }

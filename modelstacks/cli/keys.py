@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from modelstacks import project, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, ModelstacksError, Problem
 from modelstacks.fields import key_path
+from modelstacks.local import processes
 
 app = typer.Typer(rich_markup_mode=None)
 _HIGHEST = 4096
@@ -59,7 +59,6 @@ def rotate_key(
         return
     if shutil.which("pulumi") is None:
         raise ModelstacksError("pulumi is not on PATH", next_step=f"{' '.join(command)}, where it is")
-    done = subprocess.run(command, cwd=root, env=os.environ, check=False)
-    if done.returncode != 0:
+    if processes.attend(command, environment=os.environ, folder=root) != 0:
         raise ModelstacksError(f"pulumi up of {stack} failed, see above", next_step=" ".join(command))
     typer.echo(f"clients read the new key from Secret {api_key_secret(decided)} in namespace {decided.namespace}")

@@ -6,8 +6,12 @@ import copy
 from typing import Any
 
 from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest
+from modelstacks.cluster.findings import quantity
+from modelstacks.cluster.nodes import pod_templates
+from modelstacks.errors import Refused
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
+from modelstacks.render.cloud import GPU_RESOURCE
 
 # The name under which dry runs apply where Pulumi has applied nothing: nothing is ever kept under it.
 _MANAGER = "modelstacks-preview"
@@ -17,6 +21,41 @@ _PODS = {
     "RayService": ("spec", "rayClusterConfig"),
     "LeaderWorkerSet": ("spec", "leaderWorkerTemplate"),
 }
+_APIS = {"Deployment": "apps/v1", "RayService": "ray.io/v1", "LeaderWorkerSet": "leaderworkerset.x-k8s.io/v1"}
+
+
+def check_room(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> None:
+    """Raise Refused when servers of another launcher hold the GPUs that the new ones would wait for.
+
+    Pulumi takes away last what a stack has no more, so the old servers stay until the new ones are ready.
+    """
+    old = [found for kind in _PODS if kind != plan.tier_form.kind for found in _of_kind(cluster, plan, kind)]
+    held = sum(round(count * quantity(_gpus(template))) for m in old for _, count, template in pod_templates(m))
+    bounds = [float(most) for m in manifests if m["kind"] == "ResourceQuota" for most in m["spec"]["hard"].values()]
+    bounds += [plan.pool.gpus_at_most] if plan.pool is not None else []
+    wanted = plan.choice.topology.gpus * plan.spec.replicas
+    if not held or not wanted or not bounds or held + wanted <= min(bounds):
+        return
+    names = ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in old)
+    text = f"{names} holds {held} GPUs until the new servers are ready, which need {wanted} more; the stack may hold "
+    text += f"{min(bounds):.0f}, so they would wait for ever"
+    step = "modelstacks:replicas: 0 and pulumi up with the old settings first, or a higher modelstacks:cloud.limitGpus"
+    raise Refused(text, next_step=step)
+
+
+def _of_kind(cluster: Cluster, plan: Plan, kind: str) -> list[Manifest]:
+    selector = f"app.kubernetes.io/instance={plan.name},app.kubernetes.io/managed-by=modelstacks"
+    try:
+        found = cluster.items(Kind(_APIS[kind], kind), plan.namespace, labelSelector=selector)
+    except (ApiError, KindNotFoundError):
+        return []
+    # The API server leaves the kind out of lists.
+    return [{**one, "kind": kind} for one in found]
+
+
+def _gpus(template: Manifest) -> str:
+    resources = [container.get("resources") or {} for container in template["spec"]["containers"]]
+    return next((str(found) for r in resources if (found := (r.get("limits") or {}).get(GPU_RESOURCE))), "0")
 
 
 def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None:

@@ -63,7 +63,8 @@ def _api_key(snapshot: Snapshot, plan: Plan) -> list[Finding]:
         return []
     own = plan.spec.api_key_secret is None
     deployed = any((kind, key) in snapshot.own for kind, key in snapshot.own if kind == plan.tier_form.kind)
-    mend = f"pulumi up --refresh -s {plan.stack}" if own else _make(plan, f"generic {name}").replace(
+    # The same name with another key would not restart the servers that have the old one.
+    mend = f"modelstacks rotate-key {plan.stack}" if own else _make(plan, f"generic {name}").replace(
         "ARGUMENTS", "--from-literal=key=KEY"
     )  # fmt: skip
     secret = snapshot.named("secrets", name)

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from modelstacks.cluster.connection import Manifest
+from modelstacks.cluster.connection import Cluster, Kind, Manifest
 from modelstacks.cluster.findings import Finding, note, problem
 from modelstacks.cluster.pods import events_of
 from modelstacks.cluster.snapshot import Snapshot, condition
+from modelstacks.errors import ClusterError
 from modelstacks.plan import Plan
 
 # How KEDA calls the autoscaler that it makes.
 _AUTOSCALER = "keda-hpa-"
+_SCALED = Kind("keda.sh/v1alpha1", "ScaledObject")
+_PAUSED = "autoscaling.keda.sh/paused"
+_MANAGER = "modelstacks-scaling"
+
+
+def hand_over(cluster: Cluster, plan: Plan) -> None:
+    """Pause an autoscaler that the stack has no more, before its replicas are set: it would set them back.
+
+    Pulumi takes the ScaledObject itself away last. One that is wanted again goes on.
+    """
+    try:
+        there = cluster.get(_SCALED, plan.namespace, plan.name)
+    except ClusterError:
+        return
+    metadata: Manifest = (there or {}).get("metadata") or {}
+    if (metadata.get("labels") or {}).get("app.kubernetes.io/managed-by") != "modelstacks":
+        return
+    wanted = plan.spec.autoscale is None
+    if wanted == ((metadata.get("annotations") or {}).get(_PAUSED) == "true"):
+        return
+    body = {"name": plan.name, "namespace": plan.namespace, "annotations": {_PAUSED: "true"} if wanted else {}}
+    cluster.apply({"apiVersion": _SCALED.api_version, "kind": _SCALED.kind, "metadata": body}, _MANAGER)
 
 
 def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:

@@ -15,7 +15,7 @@ from modelstacks import render, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, ClusterError, Problem
 from modelstacks.fields import nearest
-from modelstacks.local import cluster, machines, toolchain, workspace
+from modelstacks.local import cluster, machines, processes, toolchain, workspace
 from modelstacks.local.layout import Layout
 from modelstacks.plan import Plan, plan
 
@@ -119,8 +119,7 @@ def run_pulumi(layout: Layout, pulumi: Path, arguments: list[str], report: Repor
         report("an earlier pulumi was killed and left its lock: released")
         subprocess.run([pulumi, "cancel", "--yes", "--stack", stack], env=environment, capture_output=True, check=False)
     report(f"pulumi {shlex.join(arguments)}")
-    done = subprocess.run([pulumi, *arguments, "--non-interactive"], env=environment, check=False)
-    if done.returncode != 0:
+    if processes.attend([str(pulumi), *arguments, "--non-interactive"], environment=environment) != 0:
         raise ClusterError(
             f"pulumi {arguments[0]} of {stack} failed, see above",
             next_step=f"mend what is named above; make up STACK={stack} goes on where it stopped",

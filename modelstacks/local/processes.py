@@ -55,6 +55,20 @@ def _environment(pid: int) -> str:
     return done.stdout
 
 
+def attend(command: Sequence[str], *, environment: Mapping[str, str], folder: Path | None = None) -> int:
+    """Run a program in the foreground; its exit code.
+
+    Ctrl-C reaches it by itself. It is then waited for, however often that is pressed: `pulumi` needs its time to write
+    down what it has made.
+    """
+    process = subprocess.Popen(list(command), env=dict(environment), cwd=folder)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
 def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
     """Start a program that outlives this process and its terminal; its output is appended to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,8 @@ def resources(group: NodeGroup, opts: pulumi.ResourceOptions) -> list[pulumi.Res
             labels=group.labels | {"k8s.amazonaws.com/accelerator": f"nvidia-{group.cloud_gpu}"},
             taints=[eks.NodeGroupTaintArgs(key=GPU_TAINT_KEY, value="true", effect="NO_SCHEDULE")],
         ),
-        opts=opts,
+        # The autoscaler moves the count within its bounds.
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["scalingConfig.desiredSize"])),
     )
     return [*made, template, nodes]
 

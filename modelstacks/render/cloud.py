@@ -7,6 +7,7 @@ from typing import Any
 
 from modelstacks.catalog import CloudKind, Fabric
 from modelstacks.cloudspec import DEFAULT_CLUSTER, Capacity, CloudSpec, zone_names
+from modelstacks.fields import digest
 from modelstacks.images import mirrored
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
@@ -67,7 +68,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize, placeholder: str) 
         "bootstrap": _reference(cloud, "bootstrap"),
         "infrastructure": _reference(cloud, "infrastructure"),
         "resources": _resources(plan, size, extra, claims=claims),
-        "resource_claims": [{"name": "gpus", "resourceClaimTemplateName": f"{plan.name}-gpus"}] if claims else [],
+        "resource_claims": _claimed(_claim(plan, plan.name, plan.gpus_per_node)) if claims else [],
         "claims": _claims(plan, cloud) if claims else [],
         "gpu_quota": _quota(plan, cloud, claims=claims),
         "spare": _spare(plan, cloud, labels, placeholder, claims=claims),
@@ -176,13 +177,22 @@ def _gpu_resources(gpus: int, *, claims: bool) -> dict[str, str]:
 
 def _claims(plan: Plan, cloud: CloudSpec) -> list[dict[str, Any]]:
     """What pods claim: a server its GPUs, a warm spare those of a whole machine."""
+    found = [_claim(plan, plan.name, plan.gpus_per_node)]
+    if cloud.warm_spares:
+        found.append(_claim(plan, f"{plan.name}-spare", plan.gpus_of_spare))
+    return found
+
+
+def _claimed(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": "gpus", "resourceClaimTemplateName": claim["name"]}]
+
+
+def _claim(plan: Plan, whose: str, count: int) -> dict[str, Any]:
     product = plan.choice.gpu.product_label
     # The driver gives the product's name with blanks where the node label has hyphens.
     expression = f"device.attributes['gpu.nvidia.com'].productName.replace(' ', '-') == {json.dumps(product)}"
-    counts = {f"{plan.name}-gpus": plan.gpus_per_node}
-    if cloud.warm_spares:
-        counts[f"{plan.name}-spare-gpus"] = plan.gpus_of_spare
-    return [{"name": name, "count": count, "expression": expression} for name, count in counts.items()]
+    # A template of claims cannot be changed.
+    return {"name": f"{whose}-gpus-{digest(count, expression)}", "count": count, "expression": expression}
 
 
 def _quota(plan: Plan, cloud: CloudSpec, *, claims: bool) -> dict[str, str]:
@@ -212,7 +222,7 @@ def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], image: str, *, 
             "limits": {"memory": "16Mi"} | _gpu_resources(gpus, claims=claims),
         }
         | ({"claims": [{"name": "gpus"}]} if claims else {}),
-        "resource_claims": [{"name": "gpus", "resourceClaimTemplateName": f"{name}-gpus"}] if claims else [],
+        "resource_claims": _claimed(_claim(plan, name, gpus)) if claims else [],
     }
 
 

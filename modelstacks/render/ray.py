@@ -12,6 +12,7 @@ from typing import Any
 
 from modelstacks import documents, project
 from modelstacks.catalog import Catalog
+from modelstacks.fields import digest
 from modelstacks.images import mirrored
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
@@ -135,6 +136,8 @@ def _replica(plan: Plan, name: str, context: dict[str, Any], recovery: dict[str,
         "affinity": cloud.affinity(plan, context["worker_labels"], mine),
         "state": {
             "name": state,
+            # A volume's class cannot be changed.
+            "claim": f"{state}-{digest(recovery['storage_class'])}" if recovery is not None else None,
             "address": address,
             "labels": context["labels"] | {_STATE_LABEL: name},
             "selector": context["selector"] | {_STATE_LABEL: name},

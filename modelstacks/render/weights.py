@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from modelstacks.catalog import Catalog
+from modelstacks.fields import digest
 from modelstacks.images import mirrored
 from modelstacks.plan import Plan
 from modelstacks.plan.weights import MOUNT
@@ -24,8 +24,10 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
     spec, where = plan.spec.weights, plan.weights
     name = f"{plan.name}-weights"
     selector = {"app.kubernetes.io/instance": name}
-    # Of another checkpoint the volume has another size, which Kubernetes does not let shrink.
-    claim = spec.claim or f"{name}-{_short(plan.checkpoint.repo or '' if plan.checkpoint is not None else '')}"
+    # Of another checkpoint the volume has another size, which Kubernetes does not let shrink; nor may its class change
+    # while servers mount it. The new one is filled while they read the old one.
+    repo = plan.checkpoint.repo or "" if plan.checkpoint is not None else ""
+    claim = spec.claim or f"{name}-{digest(repo, spec.storage_class, spec.access_mode)}"
     revision = plan.checkpoint.revision if plan.checkpoint is not None else None
     filled = plan.weights_gib if plan.checkpoint is None else plan.checkpoint.size_gib
     return {
@@ -52,7 +54,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize) -> dict[str, Any]:
         "weights_target": f"{MOUNT}/{where.folder}" if where.folder is not None else MOUNT,
         "revision_or_main": revision or "main",
         "fetch_name": name,
-        "fetch_job": f"{name}-{_short(where.folder or '')}" if where.fetched_by == "job" else None,
+        "fetch_job": f"{name}-{digest(where.folder, claim)}" if where.fetched_by == "job" else None,
         "fetch_labels": {key: value for key, value in labels.items() if key != "llm-d.ai/model"}
         | selector
         | {"app.kubernetes.io/component": WEIGHTS_COMPONENT},
@@ -88,10 +90,6 @@ def _placement(plan: Plan) -> dict[str, Any]:
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [beside]}},
     }
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _source(plan: Plan, claim: str) -> dict[str, Any] | None:

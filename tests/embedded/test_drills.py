@@ -226,6 +226,19 @@ def test_a_roll_out_in_place_keeps_all_but_one(drill: Drill) -> None:
     assert not drill.problems()
 
 
+def test_a_spare_that_is_given_back_takes_no_server_along(drill: Drill) -> None:
+    """The spare's pod counts in the quota until the very end, so the quota shrinks after the servers have changed."""
+    drill.set(cloud={"kind": "kwok", "warmSpares": 1})
+    drill.up()
+    drill.stage("load", LOAD_S="2")
+    drill.set(cloud={"kind": "kwok"})
+    with Watch(drill.cluster) as seen:
+        drill.converges(2, twice=True)
+    assert seen.lowest >= 1
+    (quota,) = drill.checkout.objects("resourcequotas", "-n", STACK)
+    assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "2"
+
+
 @pytest.mark.thorough
 def test_a_roll_out_by_surge_keeps_all(drill: Drill) -> None:
     """With room for one more, the next is ready before an old one goes."""

@@ -268,7 +268,8 @@ def test_claims_take_the_place_of_the_device_plugin() -> None:
     (request,) = by_kind["ResourceClaimTemplate"]["spec"]["spec"]["devices"]["requests"]
     assert request["exactly"]["count"] == 4
     pod = by_kind["Deployment"]["spec"]["template"]["spec"]
-    assert pod["resourceClaims"] == [{"name": "gpus", "resourceClaimTemplateName": "test-gpus"}]
+    name = by_kind["ResourceClaimTemplate"]["metadata"]["name"]
+    assert pod["resourceClaims"] == [{"name": "gpus", "resourceClaimTemplateName": name}]
     assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
     assert list(by_kind["ResourceQuota"]["spec"]["hard"]) == ["gpu.nvidia.com.deviceclass.resource.k8s.io/devices"]
 

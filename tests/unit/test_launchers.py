@@ -159,7 +159,8 @@ def test_the_page_says_how_a_replica_changes_and_is_lost() -> None:
 def test_a_heads_state_is_kept_where_the_stack_says() -> None:
     """A Redis for each replica on a volume, or one that is there; never a password in a manifest."""
     found = manifests(replicas=2, headRecovery={"storageClass": "gp3"})
-    own = [m["metadata"]["name"] for m in found if m["kind"] == "PersistentVolumeClaim"]
+    volumes = [m["metadata"]["name"] for m in found if m["kind"] == "PersistentVolumeClaim"]
+    own = [name.rpartition("-")[0] for name in volumes]
     assert own == ["r1-0-state", "r1-1-state"]
     options = [m["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] for m in found if m["kind"] == "RayService"]
     assert options == [{"redisAddress": f"redis://{name}.r1.svc:6379"} for name in own]

@@ -13,15 +13,16 @@ import pytest
 import uvicorn
 
 from modelstacks import project, render, stackfile
-from modelstacks.cluster import change, forward, live, status, trial
+from modelstacks.cluster import change, forward, live, scaling, status, trial
 from modelstacks.cluster.connection import ApiError
 from modelstacks.cluster.snapshot import Snapshot
-from modelstacks.errors import BadInput, ClusterError
+from modelstacks.errors import BadInput, ClusterError, Refused
 from modelstacks.local.imitation import Imitation, Settings
 from modelstacks.local.modelserver.app import Server
 from modelstacks.local.modelserver.measures import Measures
+from modelstacks.registration import changes_of
 from modelstacks.render.values import form_of
-from tests.unit.test_server_plans import CATALOG, decide
+from tests.unit.test_server_plans import CATALOG, GROUPS, SIMULATED, decide
 
 
 @contextmanager
@@ -197,6 +198,51 @@ def test_a_preview_says_what_it_does_to_running_pods(before: dict[str, Any], aft
     assert said is not None
     assert says in said
     assert change.words(Played({}), wanted, render.render(wanted, CATALOG)) is None  # type: ignore[arg-type]
+
+
+def test_another_launcher_waits_for_no_gpus_that_the_old_one_holds() -> None:
+    """Pulumi takes the old servers away last: without room for both the change is refused, with the way round."""
+    old = render.render(decide(**{**GROUPS, "launcher": "ray-serve"}), CATALOG)
+    there = {(m["kind"], m["metadata"]["name"]): m for m in old if m["kind"] == "RayService"}
+    for bare in there.values():
+        del bare["kind"]
+    wanted = decide(**GROUPS)
+    with pytest.raises(Refused, match="holds 16 GPUs until the new servers are ready, which need 16 more") as caught:
+        change.check_room(Played(there), wanted, render.render(wanted, CATALOG))  # type: ignore[arg-type]
+    assert "modelstacks:replicas: 0" in str(caught.value)
+    room = decide(**GROUPS, cloud={"kind": "existing", "limitGpus": 32})
+    change.check_room(Played(there), room, render.render(room, CATALOG))  # type: ignore[arg-type]
+    change.check_room(Played({}), wanted, render.render(wanted, CATALOG))  # type: ignore[arg-type]
+    none = decide(**GROUPS, replicas=0)
+    change.check_room(Played(there), none, render.render(none, CATALOG))  # type: ignore[arg-type]
+
+
+class Patched(Played):
+    """One that takes what is applied, as it is."""
+
+    def apply(self, manifest: dict[str, Any], manager: str, **more: Any) -> dict[str, Any]:
+        self.objects[manifest["kind"], manifest["metadata"]["name"]]["metadata"] |= manifest["metadata"]
+        return manifest
+
+
+def test_an_autoscaler_that_goes_does_not_fight_for_its_replicas() -> None:
+    """Paused before they are set, as Pulumi deletes it last; awake again where the stack has it again."""
+    (scaled,) = (m for m in render.render(decide(autoscale={"max": 3}), CATALOG) if m["kind"] == "ScaledObject")
+    there = Patched({("ScaledObject", "test"): scaled})
+    for asked, paused in (({}, "true"), ({}, "true"), ({"autoscale": {"max": 2}}, None)):
+        scaling.hand_over(there, decide(**asked))  # type: ignore[arg-type]
+        assert scaled["metadata"].get("annotations", {}).get("autoscaling.keda.sh/paused") == paused
+    scaling.hand_over(Patched({}), decide())  # type: ignore[arg-type]
+
+
+def test_a_quota_shrinks_when_those_who_used_it_are_gone() -> None:
+    """Before that, the pod that replaces another one would be refused while a spare still counts."""
+    spared, plain = decide(cloud={**SIMULATED, "warmSpares": 1}), decide(cloud=SIMULATED)
+    for before, after, shrinks in ((spared, plain, 1), (plain, spared, 0), (plain, plain, 0)):
+        there = {("ResourceQuota", m["metadata"]["name"]): m
+                 for m in render.render(before, CATALOG) if m["kind"] == "ResourceQuota"}  # fmt: skip
+        found = changes_of(after, render.render(after, CATALOG), Played(there))  # type: ignore[arg-type]
+        assert len(found.shrinking) == shrinks
 
 
 @pytest.mark.parametrize(

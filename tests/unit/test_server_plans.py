@@ -297,10 +297,29 @@ def test_a_warm_spare_holds_a_machine_that_somebody_buys() -> None:
         for m in found
         if m["kind"] == "ResourceClaimTemplate"
     }
-    assert counts == {"test-gpus": 1, "test-spare-gpus": 4}
+    names = sorted(counts, key=lambda name: counts[name])
+    assert [(name.rpartition("-")[0], counts[name]) for name in names] == [("test-gpus", 1), ("test-spare-gpus", 4)]
     holder = one(found, "Deployment", "test-spare")["spec"]["template"]["spec"]
-    assert holder["resourceClaims"][0]["resourceClaimTemplateName"] == "test-spare-gpus"
+    assert holder["resourceClaims"][0]["resourceClaimTemplateName"] == names[1]
     assert 0 > one(found, "PriorityClass", "test-spare")["value"] >= -10
+
+
+def test_what_cannot_be_changed_has_another_name_when_it_differs() -> None:
+    """Another claim or class of volume would be refused, or wait for the servers that use the old one."""
+
+    def names(kind: str, **more: Any) -> set[str]:
+        return {m["metadata"]["name"] for m in manifests(**more) if m["kind"] == kind}
+
+    shared = {"storageClass": "a", "shared": True}
+    for kind in ("PersistentVolumeClaim", "Job"):
+        others = ({}, {"storageClass": "b"}, {"accessMode": "ReadWriteOnce"})
+        found = [names(kind, weights={**shared, **more}) for more in others]
+        assert len(set.union(*found)) == 3, kind
+    dra = {"cloud": {"kind": "existing", "gpuAllocation": "dra"}, "gpu": "h100-sxm"}
+    assert not names("ResourceClaimTemplate", **dra) & names("ResourceClaimTemplate", **dra, gpus=2)
+    ray = {key: value for key, value in GROUPS.items() if key != "launcher"}
+    kept = [names("PersistentVolumeClaim", **ray, headRecovery={"storageClass": name}) for name in ("a", "b")]
+    assert not kept[0] & kept[1]
 
 
 def test_spares_of_a_machine_that_is_lent_for_a_week_are_refused() -> None:

@@ -65,6 +65,14 @@ def test_what_would_harm_the_other_is_refused(stack: str, owner: str, guest: str
         checked(tmp_path, stack, owner, guest)
 
 
+def test_an_owner_does_not_tighten_what_its_guest_needs(tmp_path: Path) -> None:
+    """Its `up` would pass, and the guest's pods would be refused at their next restart."""
+    model = "model: llama-3.1-8b\n  modelstacks:gpu: l4\n"
+    tgi = GUEST.replace(model, model + "  modelstacks:engine: tgi\n")
+    with pytest.raises(BadInput, match="would be restricted, and the pods of guest, a guest, need baseline"):
+        checked(tmp_path, "owner", OWNER, tgi)
+
+
 @pytest.mark.parametrize("stack", ["owner", "owner-weights"])
 def test_no_stack_has_the_name_of_an_object_of_its_neighbour(stack: str, tmp_path: Path) -> None:
     """Both would render a policy of that name into the one namespace."""
