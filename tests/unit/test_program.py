@@ -209,7 +209,9 @@ def test_an_operator_that_is_there_is_used_and_not_installed(monkeypatch: pytest
     """The cluster has one of two, by another's hand."""
     kuberay = CATALOG.operators["kuberay"]
     found = {"kuberay": operators.Installation(kuberay, "1.5.1", "ray-system", True, "workload")}
-    monkeypatch.setattr(program, "preflight", lambda *_: SimpleNamespace(get=lambda *_: None))
+    monkeypatch.setattr(
+        program, "preflight", lambda *_: SimpleNamespace(items=lambda *_, **__: [], get=lambda *_: None)
+    )
     monkeypatch.setattr(program.watch, "start", lambda *_: None)
     monkeypatch.setattr(registration.operators, "find_in", lambda *_: found)
     monkeypatch.setattr(registration.operators, "own_claims", lambda *_: {})
@@ -265,7 +267,7 @@ def test_a_stack_of_several_clusters_is_made_whole_in_each(monkeypatch: pytest.M
 def test_replicas_that_run_are_changed_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """New ones start at once; of running ones the next waits for the one before, and gives its GPUs back first."""
     there = {"deepseek-r1-0", "deepseek-r1-1"}
-    live = SimpleNamespace(get=lambda _kind, _space, name: {} if name in there else None)
+    live = SimpleNamespace(items=lambda *_, **__: [], get=lambda _kind, _space, name: {} if name in there else None)
     monkeypatch.setattr(program, "preflight", lambda *_: live)
     monkeypatch.setattr(program.change, "words", lambda *_: "restarts 4 pods")
     monkeypatch.setattr(program.watch, "start", lambda *_: None)
