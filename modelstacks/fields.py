@@ -66,7 +66,8 @@ def _flag(value: object) -> object:
     return value == "true"
 
 
-Count = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=4096)]
+MOST = 4096
+Count = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=MOST)]
 Tokens = Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=100_000_000)]
 Usd = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1e9, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]

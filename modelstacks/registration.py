@@ -197,28 +197,24 @@ def changes_of(decided: Plan, manifests: list[Manifest], live: Cluster | None) -
     """What the plan's launcher asks for, and which of its workloads run."""
     together = decided.tier_form.changed_together
     own = [m for m in manifests if m["kind"] == decided.tier_form.kind] if together else []
-    running = frozenset(render.identity(m) for m in own if live is not None and _is_there(live, m))
+    running = frozenset(render.identity(m) for m in own if live is not None and _there(live, m) is not None)
     quotas = [m for m in manifests if m["kind"] == "ResourceQuota"]
     shrinking = frozenset(render.identity(m) for m in quotas if live is not None and _shrinks(live, m))
     return Changes(together and not rollout(decided).comes_first, running, shrinking)
 
 
 def _shrinks(live: Cluster, quota: Manifest) -> bool:
-    kind, space, name = render.identity(quota)
-    try:
-        there = live.get(Kind(quota["apiVersion"], kind), space, name)
-    except ClusterError:
-        return False
-    before = ((there or {}).get("spec") or {}).get("hard") or {}
+    before = ((_there(live, quota) or {}).get("spec") or {}).get("hard") or {}
     return any(quantity(before.get(key, "0")) > quantity(most) for key, most in quota["spec"]["hard"].items())
 
 
-def _is_there(live: Cluster, manifest: Manifest) -> bool:
+def _there(live: Cluster, manifest: Manifest) -> Manifest | None:
+    """The object as the cluster has it; None also where that could not be found out."""
     kind, space, name = render.identity(manifest)
     try:
-        return live.get(Kind(manifest["apiVersion"], kind), space, name) is not None
+        return live.get(Kind(manifest["apiVersion"], kind), space, name)
     except ClusterError:
-        return False
+        return None
 
 
 def register(

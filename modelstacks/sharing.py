@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from modelstacks import stackfile
@@ -36,6 +37,13 @@ def check(decided: Plan, root: Path, catalog: Catalog) -> None:
         raise BadInput(problems, source=source, next_step="see “Sharing” in docs/clouds.md")
 
 
+def _others(stack: str | None, root: Path, catalog: Catalog) -> Iterator[tuple[str, StackSpec]]:
+    """Every other stack of the project, by its name."""
+    for other in stackfile.stack_names(root):
+        if other != stack:
+            yield other, stackfile.parse_file(stackfile.stack_file(root, other), catalog)
+
+
 def _owner(name: str, key: str, root: Path, catalog: Catalog) -> StackSpec | Problem:
     if name not in stackfile.stack_names(root):
         known = stackfile.stack_names(root)
@@ -50,10 +58,7 @@ _BESIDE = ("spare", "weights")
 def _names(decided: Plan, owner: str, root: Path, catalog: Catalog) -> list[Problem]:
     """Stacks of one namespace where one has the name of an object of another."""
     found = []
-    for other in stackfile.stack_names(root):
-        if other == decided.stack:
-            continue
-        spec = stackfile.parse_file(stackfile.stack_file(root, other), catalog)
+    for other, spec in _others(decided.stack, root, catalog):
         if owner not in (other, spec.namespace_owner):
             continue
         theirs, mine = stackfile.object_name(other), decided.name
@@ -67,9 +72,8 @@ def _levels(owner: Plan, root: Path, catalog: Catalog) -> list[Problem]:
     """Guests whose pods the owner's Pod Security level would refuse at their next restart."""
     mine = security_level(owner)
     found = []
-    for other in stackfile.stack_names(root):
-        spec = stackfile.parse_file(stackfile.stack_file(root, other), catalog) if other != owner.stack else None
-        if spec is None or spec.namespace_owner != owner.stack:
+    for other, spec in _others(owner.stack, root, catalog):
+        if spec.namespace_owner != owner.stack:
             continue
         level = security_level(plan(spec, catalog, stack=other, thorough=False))
         if LEVELS.index(mine) < LEVELS.index(level):
@@ -123,10 +127,7 @@ def _room(owner: Plan, name: str, root: Path, catalog: Catalog) -> list[Problem]
     if owner.pool is None:
         return []
     wanted = {name: owner.pool.machines + owner.pool.spares}
-    for other in stackfile.stack_names(root):
-        if other == name:
-            continue
-        spec = stackfile.parse_file(stackfile.stack_file(root, other), catalog)
+    for other, spec in _others(name, root, catalog):
         if spec.cloud is not None and spec.cloud.pool_owner == name:
             guest = plan(spec, catalog, stack=other, thorough=False)
             wanted[other] = guest.pool.machines if guest.pool is not None else 0

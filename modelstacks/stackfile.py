@@ -46,7 +46,7 @@ def parse_file(path: Path, catalog: Catalog, *, overlay: Mapping[str, Any] | Non
 
 def _option(key: str) -> str:
     """The command-line option of a stack key."""
-    named = {"kubeContext": "context", "apiKeySerial": key}
+    named = {"kubeContext": "context"}
     return "--" + re.sub(r"([A-Z])", r"-\1", named.get(key, key)).lower()
 
 
@@ -62,9 +62,8 @@ def set_value(path: Path, key: str, value: int) -> None:
     """
     # Where a link points, and with the line ends that it has.
     path = path.resolve()
-    documents.read_text(path)
-    text = path.read_bytes().decode("utf-8")
     wanted = {**stack_values(path), key: value}
+    text = path.read_bytes().decode("utf-8")
     name = re.escape(key_path(key))
     number = r"[\"']?\d+[\"']?(?=\s*(#|$))"
     changed, times = re.subn(rf"(?m)^(\s*[\"']?{name}[\"']?\s*:\s*){number}", rf"\g<1>{value}", text)

@@ -11,11 +11,10 @@ import typer
 from modelstacks import project, stackfile
 from modelstacks.catalog import Catalog
 from modelstacks.errors import BadInput, ModelstacksError, Problem
-from modelstacks.fields import key_path
+from modelstacks.fields import MOST, key_path
 from modelstacks.local import processes
 
 app = typer.Typer(rich_markup_mode=None)
-_HIGHEST = 4096
 
 
 @app.command(name="rotate-key")
@@ -41,7 +40,7 @@ def rotate_key(
         problem = Problem(key_path(key), f"{what}: there is no key of this stack's own to change")
         raise BadInput([problem], source=path.name, next_step="change it where it comes from")
     # Any other number is another key; the highest one is followed by the first.
-    serial = asked.api_key_serial % _HIGHEST + 1
+    serial = asked.api_key_serial % MOST + 1
     decided = plan(stackfile.parse_file(path, catalog, overlay={"apiKeySerial": serial}), catalog, stack=stack)
     # A stack that may not run keeps the key that it has.
     decided.check_runs()

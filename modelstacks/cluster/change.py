@@ -6,8 +6,7 @@ import copy
 from typing import Any
 
 from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest
-from modelstacks.cluster.findings import quantity
-from modelstacks.cluster.nodes import pod_templates
+from modelstacks.cluster.nodes import needs
 from modelstacks.errors import Refused
 from modelstacks.plan import Plan
 from modelstacks.plan.rollout import rollout
@@ -30,7 +29,7 @@ def check_room(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> None:
     Pulumi takes away last what a stack has no more, so the old servers stay until the new ones are ready.
     """
     old = [found for kind in _PODS if kind != plan.tier_form.kind for found in _of_kind(cluster, plan, kind)]
-    held = sum(round(count * quantity(_gpus(template))) for m in old for _, count, template in pod_templates(m))
+    held = sum(need.count * round(need.requests.get(GPU_RESOURCE, 0)) for need in needs(old))
     bounds = [float(most) for m in manifests if m["kind"] == "ResourceQuota" for most in m["spec"]["hard"].values()]
     bounds += [plan.pool.gpus_at_most] if plan.pool is not None else []
     wanted = plan.choice.topology.gpus * plan.spec.replicas
@@ -51,11 +50,6 @@ def _of_kind(cluster: Cluster, plan: Plan, kind: str) -> list[Manifest]:
         return []
     # The API server leaves the kind out of lists.
     return [{**one, "kind": kind} for one in found]
-
-
-def _gpus(template: Manifest) -> str:
-    resources = [container.get("resources") or {} for container in template["spec"]["containers"]]
-    return next((str(found) for r in resources if (found := (r.get("limits") or {}).get(GPU_RESOURCE))), "0")
 
 
 def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None:

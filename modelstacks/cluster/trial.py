@@ -61,9 +61,9 @@ def target(cluster: Cluster, plan: Plan) -> Target:
         )
     secret, key = api_key_secret(plan), secrets.api_key(cluster, plan)
     if secret is not None and key is None:
-        raise ClusterError(
-            f"Secret {secret} in {plan.namespace} has no key of the API", next_step=f"pulumi up -s {plan.stack}"
-        )
+        own = plan.spec.api_key_secret is None
+        step = f"modelstacks rotate-key {plan.stack}" if own else f"put the key into Secret {secret}, under `key`"
+        raise ClusterError(f"Secret {secret} in {plan.namespace} has no key of the API", next_step=step)
     if key is not None and (why := secrets.unsendable(key)) is not None:
         raise ClusterError(f"the key in Secret {secret} {why}", next_step=f"make Secret {secret} again, without them")
     # TGI takes any name and is known by its checkpoint's.

@@ -39,6 +39,7 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize, placeholder: str) 
     if kind is not None:
         tolerations += [*kind.tolerations, *(kind.spot_tolerations if spot else ())]
     claims = cloud.gpu_allocation == "dra"
+    claimed = _claims(plan, cloud) if claims else []
     huge_pages = kind is None or kind.huge_pages
     extra = plan.fabric.asks(_machine(plan), huge_pages=huge_pages) if plan.fabric is not None else {}
     cluster = cloud.cluster or DEFAULT_CLUSTER
@@ -68,10 +69,10 @@ def values(plan: Plan, labels: dict[str, str], size: PodSize, placeholder: str) 
         "bootstrap": _reference(cloud, "bootstrap"),
         "infrastructure": _reference(cloud, "infrastructure"),
         "resources": _resources(plan, size, extra, claims=claims),
-        "resource_claims": _claimed(_claim(plan, plan.name, plan.gpus_per_node)) if claims else [],
-        "claims": _claims(plan, cloud) if claims else [],
+        "resource_claims": _claimed(claimed[:1]),
+        "claims": claimed,
         "gpu_quota": _quota(plan, cloud, claims=claims),
-        "spare": _spare(plan, cloud, labels, placeholder, claims=claims),
+        "spare": _spare(plan, cloud, labels, placeholder, claimed[1:]),
         "fabric": _fabric(plan),
     }
 
@@ -183,8 +184,8 @@ def _claims(plan: Plan, cloud: CloudSpec) -> list[dict[str, Any]]:
     return found
 
 
-def _claimed(claim: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": "gpus", "resourceClaimTemplateName": claim["name"]}]
+def _claimed(templates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"name": "gpus", "resourceClaimTemplateName": claim["name"]} for claim in templates]
 
 
 def _claim(plan: Plan, whose: str, count: int) -> dict[str, Any]:
@@ -204,7 +205,9 @@ def _quota(plan: Plan, cloud: CloudSpec, *, claims: bool) -> dict[str, str]:
     return {"resource": name, "most": str(max(most, cloud.limit_gpus or 0))}
 
 
-def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], image: str, *, claims: bool) -> dict[str, Any] | None:
+def _spare(
+    plan: Plan, cloud: CloudSpec, labels: dict[str, str], image: str, claimed: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     """Placeholder pods, each as large as the GPUs of a machine."""
     if not cloud.warm_spares:
         return None
@@ -218,11 +221,11 @@ def _spare(plan: Plan, cloud: CloudSpec, labels: dict[str, str], image: str, *, 
         "labels": labels | selector,
         "selector": selector,
         "resources": {
-            "requests": {"cpu": "100m", "memory": "16Mi"} | _gpu_resources(gpus, claims=claims),
-            "limits": {"memory": "16Mi"} | _gpu_resources(gpus, claims=claims),
+            "requests": {"cpu": "100m", "memory": "16Mi"} | _gpu_resources(gpus, claims=bool(claimed)),
+            "limits": {"memory": "16Mi"} | _gpu_resources(gpus, claims=bool(claimed)),
         }
-        | ({"claims": [{"name": "gpus"}]} if claims else {}),
-        "resource_claims": _claimed(_claim(plan, name, gpus)) if claims else [],
+        | ({"claims": [{"name": "gpus"}]} if claimed else {}),
+        "resource_claims": _claimed(claimed),
     }
 
 

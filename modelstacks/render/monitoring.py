@@ -45,9 +45,9 @@ def values(plan: Plan, form: EngineForm, labels: dict[str, str]) -> dict[str, An
     }
 
 
-def own(plan: Plan, more: str = "") -> str:
-    """The label selector of the stack's server pods: not of another stack's whose name begins alike."""
-    return f'{{namespace="{plan.namespace}",pod=~"{plan.name}{plan.tier_form.pods}"{more}}}'
+def own(plan: Plan, more: str = "", pods: str | None = None) -> str:
+    """The label selector of the stack's server pods, or of some of them: not of a stack whose name begins alike."""
+    return f'{{namespace="{plan.namespace}",pod=~"{plan.name}{pods or plan.tier_form.pods}"{more}}}'
 
 
 def in_all(plan: Plan, metrics: Metrics, gauge: str) -> str:
@@ -66,8 +66,7 @@ def asked_for(plan: Plan) -> str:
 
 def _ready(plan: Plan) -> str:
     """How many of those pods are: 0, not nothing, where kube-state-metrics knows of none."""
-    pods = plan.tier_form.answering_pods or plan.tier_form.pods
-    mine = f'{{namespace="{plan.namespace}",pod=~"{plan.name}{pods}",condition="true"}}'
+    mine = own(plan, _TRUE, plan.tier_form.answering_pods)
     return f'(sum(kube_pod_status_ready{mine}) or 0 * sum(kube_pod_status_ready{{condition="true"}}))'
 
 
