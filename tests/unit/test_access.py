@@ -1,8 +1,13 @@
 """Reaching a cluster: every way in which a kubeconfig fails is said before anything else is tried."""
 
 import base64
+import contextlib
+import gc
 import json
+import socket
 import stat
+import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +89,27 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     """With its address."""
     with pytest.raises(ClusterError, match=r"https://127.0.0.1:1 does not answer"):
         access.connect(kubeconfig(tmp_path), None)
+
+
+def test_a_server_that_hangs_up_is_named(tmp_path: Path) -> None:
+    """An API server that restarts resets its connections before it speaks TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted, _ = server.accept()
+                    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    accepted.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"https://127.0.0.1:{server.getsockname()[1]}"
+        clusters = [{"name": "c", "cluster": {"server": address}}]
+        for _ in range(5):
+            with pytest.raises(ClusterError, match=f"{address} does not answer"):
+                access.connect(kubeconfig(tmp_path, clusters=clusters), None)
+        server.shutdown(socket.SHUT_RDWR)
+    gc.collect()
 
 
 def rejected(monkeypatch: pytest.MonkeyPatch) -> None:
