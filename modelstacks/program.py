@@ -109,12 +109,15 @@ def say_change(decided: Plan, live: Cluster | None, manifests: list[Manifest]) -
         return
     try:
         words = change.words(live, decided, manifests)
+        refused = change.refused_preview(live, decided, manifests) if pulumi.runtime.is_dry_run() else None
     except ClusterError as error:
         pulumi.log.warn(f"what this does to running pods could not be found out: {error}")
         return
     if words is not None:
         where = f" in {decided.spec.kube_context}" if decided.spec.kube_context is not None else ""
         pulumi.log.info(f"{decided.stack or decided.name}{where}: {words}")
+    if refused is not None:
+        pulumi.log.warn(refused)
 
 
 def preflight(decided: Plan, manifests: list[Manifest], catalog: Catalog) -> Cluster | None:

@@ -14,6 +14,9 @@ from modelstacks.render.cloud import GPU_RESOURCE
 
 # The name under which dry runs apply where Pulumi has applied nothing: nothing is ever kept under it.
 _MANAGER = "modelstacks-preview"
+# Pulumi's provider (4.29 and later) creates objects under this name without an apply, and takes their fields over with
+# the first change: provider/pkg/await/await.go of pulumi-kubernetes, fixCSAFieldManagers, read on 2026-11-28.
+_CREATOR = "pulumi-kubernetes"
 # Where the pods of a kind come from.
 _PODS = {
     "Deployment": ("spec", "template"),
@@ -105,11 +108,48 @@ def _applied(cluster: Cluster, manifest: Manifest, live: Manifest | None) -> Man
     if live is None:
         return manifest
     try:
+        if _only_created(live):
+            # The first change takes its fields over, which a dry run cannot: what is left out goes, as from a new one.
+            metadata = {**manifest["metadata"], "name": f"{manifest['metadata']['name']}-preview"}
+            return cluster.apply({**manifest, "metadata": metadata}, _MANAGER, dry_run=True, force=True)
         # As who applied it before: what the manifest leaves out is then taken away. Forced: changes are meant.
         return cluster.apply(manifest, _manager(live), dry_run=True, force=True)
     except ApiError:
         # What is refused is said by the real apply; a fixed field means that everything is made anew.
         return None
+
+
+def refused_preview(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None:
+    """Why Pulumi's provider will refuse to preview a change that it can make; None where it will not.
+
+    It previews by a dry run that does not take the fields over, so two alternatives, the old one and the new one, meet:
+    https://github.com/pulumi/pulumi-kubernetes/issues/2843.
+    """
+    for manifest in manifests:
+        if manifest["kind"] != plan.tier_form.kind or manifest["kind"] not in _PODS:
+            continue
+        live = _live(cluster, manifest)
+        if live is None or not _only_created(live) or _applied(cluster, manifest, live) is None:
+            continue
+        try:
+            cluster.apply(manifest, _MANAGER, dry_run=True, force=True)
+        except ApiError as error:
+            # A fixed field makes the provider replace the object, which it previews otherwise.
+            if error.status == 422 and "immutable" not in str(error):
+                fields = ", ".join(cause.get("field", "") for cause in error.causes)
+                return (
+                    f"Pulumi's provider will refuse to preview the change of {fields} of {manifest['kind']}"
+                    f" {manifest['metadata']['name']}, which it has created and not changed since; the change itself"
+                    f" works: `pulumi up --skip-preview -s {plan.stack or plan.name}`"
+                )
+    return None
+
+
+def _only_created(live: Manifest) -> bool:
+    """Pulumi's provider has created the object and never changed it."""
+    entries = live["metadata"].get("managedFields") or []
+    mine = [entry.get("operation") for entry in entries if str(entry.get("manager")).startswith(_CREATOR)]
+    return bool(mine) and "Apply" not in mine
 
 
 def _manager(live: Manifest) -> str:

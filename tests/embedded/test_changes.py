@@ -1,0 +1,70 @@
+"""What a change does to servers as the official provider leaves them: made by a plain create, not by an apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from modelstacks import render, spec
+from modelstacks.catalog import Catalog
+from modelstacks.cluster import change
+from modelstacks.cluster.connection import Cluster, Manifest
+from modelstacks.plan import Plan, plan
+from tests.embedded.conftest import Checkout
+
+pytestmark = pytest.mark.embedded
+
+CATALOG = Catalog()
+STACK = "created"
+
+
+def decide(**values: Any) -> Plan:
+    """Two replicas without room for a surge."""
+    asked = {"model": "llama-3.1-8b", "gpu": "l4", "acceptedLicense": "llama3.1", "replicas": 2, **values}
+    return plan(spec.parse(asked, CATALOG, source=STACK), CATALOG, stack=STACK)
+
+
+def deployment(decided: Plan) -> Manifest:
+    (found,) = (m for m in render.render(decided, CATALOG) if m["kind"] == "Deployment")
+    return found
+
+
+@pytest.fixture
+def created(running: Checkout) -> Iterator[Cluster]:
+    """The cluster with the Deployment of two replicas, made as the provider makes it."""
+    cluster = Cluster.connect(running.exports["KUBECONFIG"], None, STACK)
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": STACK}}
+    cluster.request("POST", "/api/v1/namespaces", None, space)
+    path = f"/apis/apps/v1/namespaces/{STACK}/deployments"
+    cluster.request("POST", path, {"fieldManager": "pulumi-kubernetes"}, deployment(decide()))
+    yield cluster
+    running.kubectl("delete", "namespace", STACK)
+
+
+@pytest.mark.parametrize(
+    ("after", "says", "refused"),
+    [
+        ({}, "restarts no pod", None),
+        ({"replicas": 3}, "adds 1 replica, 1 GPU more", None),
+        ({"maxNumSeqs": 64}, "restarts 2 pods", None),
+        # What is left out is taken away by the change, though not by a dry run.
+        ({"apiKey": False}, "restarts 2 pods", None),
+        ({"replicas": 1}, "takes 1 replica away, 1 GPU less", "strategy.rollingUpdate"),
+        ({"weights": {"hostPath": "/models"}}, "restarts 2 pods", None),
+    ],
+)
+def test_the_first_change_of_a_stack(created: Cluster, after: dict[str, Any], says: str, refused: str | None) -> None:
+    """What really restarts is said, and a preview that alone will be refused."""
+    decided = decide(**after)
+    manifests = render.render(decided, CATALOG)
+    words = change.words(created, decided, manifests)
+    assert words is not None
+    assert words.startswith(says)
+    said = change.refused_preview(created, decided, manifests)
+    assert (said is None) == (refused is None), said
+    if refused is not None:
+        assert said is not None
+        assert refused in said
+        assert f"pulumi up --skip-preview -s {STACK}" in said
