@@ -59,7 +59,7 @@ def deploy() -> None:
         if not pulumi.runtime.is_dry_run():
             for place, live in places:
                 if live is not None:
-                    scaling.hand_over(live, place)
+                    scaling.hand_over(live, place, manifests)
         registration.register(places, manifests, catalog, several=bool(decided.spec.clusters))
         for place, live in places:
             if live is not None and not pulumi.runtime.is_dry_run():

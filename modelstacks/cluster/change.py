@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from modelstacks.cluster import scaling
 from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest
 from modelstacks.cluster.nodes import needs
 from modelstacks.errors import Refused
@@ -75,17 +76,23 @@ def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None
     if restarted:
         said.append(_restarted(plan, restarted, there))
     before = sum(_replicas(found) for found in there.values())
-    # What the server would make of it: a count that nobody sets any more is 1, until the autoscaler raises it.
-    then = sum(_replicas(after[m["metadata"]["name"]] or m) for m in workloads)
+    then = sum(_then(plan, m, there.get(m["metadata"]["name"]), after[m["metadata"]["name"]]) for m in workloads)
     if then > before:
         more = then - before
         text = f"adds {more} replica{'s' * (more != 1)}, {more * gpus} GPU{'s' * (more * gpus != 1)} more"
         said.append(f"{text}, ready in up to {round(plan.timeouts.ready_s / 60)} minutes")
     elif then < before:
         less = before - then
-        text = f"takes {less} replica{'s' * (less != 1)} away, {less * gpus} GPU{'s' * (less * gpus != 1)} less"
-        said.append(text + (", until the autoscaler asks for them" if plan.spec.autoscale is not None else ""))
+        said.append(f"takes {less} replica{'s' * (less != 1)} away, {less * gpus} GPU{'s' * (less * gpus != 1)} less")
     return "; ".join(said) or "restarts no pod"
+
+
+def _then(plan: Plan, manifest: Manifest, live: Manifest | None, made: Manifest | None) -> int:
+    """Replicas after the change. An autoscaler goes on from those that run, within its bounds."""
+    scale = plan.spec.autoscale
+    if scale is not None and live is not None and scaling.is_left(manifest):
+        return min(max(_replicas(live), scale.min), scale.max)
+    return _replicas(made or manifest)
 
 
 def _restarted(plan: Plan, restarted: list[Manifest], there: dict[str, Manifest]) -> str:

@@ -16,7 +16,20 @@ _PAUSED = "autoscaling.keda.sh/paused"
 _MANAGER = "modelstacks-scaling"
 
 
-def hand_over(cluster: Cluster, plan: Plan) -> None:
+def hand_over(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> None:
+    """Let no two set the replicas, and no moment be without one who does, before Pulumi changes who it is."""
+    _pause(cluster, plan)
+    for manifest in manifests:
+        if is_left(manifest):
+            _keep(cluster, manifest)
+
+
+def is_left(manifest: Manifest) -> bool:
+    """Whether a manifest leaves its replicas to an autoscaler."""
+    return manifest["kind"] == "Deployment" and "replicas" not in manifest["spec"]
+
+
+def _pause(cluster: Cluster, plan: Plan) -> None:
     """Pause an autoscaler that the stack has no more, before its replicas are set: it would set them back.
 
     Pulumi takes the ScaledObject itself away last. One that is wanted again goes on.
@@ -33,6 +46,28 @@ def hand_over(cluster: Cluster, plan: Plan) -> None:
         return
     body = {"name": plan.name, "namespace": plan.namespace, "annotations": {_PAUSED: "true"} if wanted else {}}
     cluster.apply({"apiVersion": _SCALED.api_version, "kind": _SCALED.kind, "metadata": body}, _MANAGER)
+
+
+def _keep(cluster: Cluster, manifest: Manifest) -> None:
+    """Keep the replicas that run: a count that Pulumi gives up and nobody else holds is 1, until it is scaled again.
+
+    https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership (2026-11-28).
+    """
+    kind, metadata = Kind.of(manifest), manifest["metadata"]
+    live = cluster.get(kind, metadata["namespace"], metadata["name"])
+    if live is None or live["spec"].get("replicas", 1) <= 1 or not _set_by_pulumi(live):
+        return
+    body = {"name": metadata["name"], "namespace": metadata["namespace"]}
+    held = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": body}
+    cluster.apply({**held, "spec": {"replicas": live["spec"]["replicas"]}}, _MANAGER, force=True)
+
+
+def _set_by_pulumi(live: Manifest) -> bool:
+    """Whether Pulumi holds the replicas of a live object."""
+    return any(
+        str(entry.get("manager")).startswith("pulumi") and "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+        for entry in live["metadata"].get("managedFields") or []
+    )
 
 
 def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:

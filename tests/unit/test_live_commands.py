@@ -180,11 +180,9 @@ def test_try_says_what_is_missing() -> None:
         ({"replicas": 3}, {"replicas": 1}, "takes 2 replicas away, 2 GPUs less"),
         ({}, {"apiKeySerial": 2}, "restarts 1 pod"),
         ({}, {"apiKey": False}, "restarts 1 pod"),
-        (
-            {"replicas": 3},
-            {"autoscale": {"min": 2, "max": 4}},
-            "takes 2 replicas away, 2 GPUs less, until the autoscaler",
-        ),
+        ({"replicas": 3}, {"autoscale": {"min": 2, "max": 4}}, "restarts no pod"),
+        ({"replicas": 3}, {"autoscale": {"max": 2}}, "takes 1 replica away, 1 GPU less"),
+        ({}, {"autoscale": {"min": 2, "max": 4}}, "adds 1 replica, 1 GPU more"),
         ({"replicas": 2}, {"replicas": 3, "maxNumSeqs": 64}, "restarts 2 pods, needs 0 spare GPUs, about "),
     ],
 )
@@ -230,9 +228,9 @@ def test_an_autoscaler_that_goes_does_not_fight_for_its_replicas() -> None:
     (scaled,) = (m for m in render.render(decide(autoscale={"max": 3}), CATALOG) if m["kind"] == "ScaledObject")
     there = Patched({("ScaledObject", "test"): scaled})
     for asked, paused in (({}, "true"), ({}, "true"), ({"autoscale": {"max": 2}}, None)):
-        scaling.hand_over(there, decide(**asked))  # type: ignore[arg-type]
+        scaling.hand_over(there, decide(**asked), [])  # type: ignore[arg-type]
         assert scaled["metadata"].get("annotations", {}).get("autoscaling.keda.sh/paused") == paused
-    scaling.hand_over(Patched({}), decide())  # type: ignore[arg-type]
+    scaling.hand_over(Patched({}), decide(), [])  # type: ignore[arg-type]
 
 
 def test_a_quota_shrinks_when_those_who_used_it_are_gone() -> None:
