@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests: the embedded cluster that every `embedded` test of a worker runs on."""
+"""Fixtures shared by all tests: the embedded cluster that every `embedded` test of a worker runs on.
+
+Tests are handed out one by one, so each worker has a cluster of its own, and a test follows any other.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,6 @@ from modelstacks.local import cluster, toolchain
 from modelstacks.local.layout import Layout
 
 ROOT = Path(__file__).parents[1]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # With `pytest -n N --dist loadgroup` one worker gets all embedded tests, and so one cluster serves them. With
-    # another --dist each worker has a cluster of its own: right too, only slower.
-    for item in items:
-        if item.get_closest_marker("embedded"):
-            # The journeys have a cluster and a project of their own, so they may run beside the rest.
-            own = "journey" if "tests/embedded/" in item.nodeid else "embedded"
-            item.add_marker(pytest.mark.xdist_group(own))
 
 
 @dataclass(frozen=True)
