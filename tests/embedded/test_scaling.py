@@ -67,7 +67,8 @@ class Prometheus:
 
     def value(self, query: str) -> float | None:
         """sum(a{…}) + sum(b{…}), or avg(a{…}), of the one server."""
-        names = re.findall(r"(?:sum|avg)\(([a-z_:]+)\{[^}]*\}\)", query)
+        # Selectors hold patterns with braces of their own.
+        names = re.findall(r"(?:sum|avg)\(([a-z_:]+)\{", query)
         assert names, query
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.server}/metrics", timeout=2) as answer:
