@@ -108,11 +108,12 @@ def say_change(decided: Plan, live: Cluster | None, manifests: list[Manifest]) -
     if live is None:
         return
     try:
-        words = change.words(live, decided, manifests)
-        refused = change.refused_preview(live, decided, manifests) if pulumi.runtime.is_dry_run() else None
+        found = change.changes(live, decided, manifests)
+        refused = change.refused_preview(live, decided, found) if pulumi.runtime.is_dry_run() else None
     except ClusterError as error:
         pulumi.log.warn(f"what this does to running pods could not be found out: {error}")
         return
+    words = change.words(decided, found)
     if words is not None:
         where = f" in {decided.spec.kube_context}" if decided.spec.kube_context is not None else ""
         pulumi.log.info(f"{decided.stack or decided.name}{where}: {words}")

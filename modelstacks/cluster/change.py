@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 from modelstacks.cluster import scaling
-from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest
+from modelstacks.cluster.connection import ApiError, Cluster, Kind, KindNotFoundError, Manifest, held_by_pulumi
 from modelstacks.cluster.nodes import needs
 from modelstacks.errors import Refused
 from modelstacks.plan import Plan
@@ -15,9 +16,6 @@ from modelstacks.render.cloud import GPU_RESOURCE
 
 # The name under which dry runs apply where Pulumi has applied nothing: nothing is ever kept under it.
 _MANAGER = "modelstacks-preview"
-# Pulumi's provider (4.29 and later) creates objects under this name without an apply, and takes their fields over with
-# the first change: provider/pkg/await/await.go of pulumi-kubernetes, fixCSAFieldManagers, read on 2026-11-28.
-_CREATOR = "pulumi-kubernetes"
 # Where the pods of a kind come from.
 _PODS = {
     "Deployment": ("spec", "template"),
@@ -56,27 +54,41 @@ def _of_kind(cluster: Cluster, plan: Plan, kind: str) -> list[Manifest]:
     return [{**one, "kind": kind} for one in found]
 
 
-def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None:
-    """One line on what an apply does to replicas: added, removed, restarted; None for a stack that is not there."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A workload as the stack wants it, as the cluster has it (None: not yet), and as the API server would make it
+    (None: it refuses, or makes everything anew)."""
+
+    wanted: Manifest
+    live: Manifest | None
+    made: Manifest | None
+
+    @property
+    def restarts(self) -> bool:
+        """Pods that run are replaced."""
+        return self.live is not None and (self.made is None or _pods(self.made) != _pods(self.live))
+
+
+def changes(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> list[Change]:
+    """What applying the stack does to each of its workloads; nothing is changed by asking."""
     workloads = [m for m in manifests if m["kind"] == plan.tier_form.kind and m["kind"] in _PODS]
     workloads = [m for m in workloads if m["metadata"]["name"] != f"{plan.name}-spare"]
-    live = {m["metadata"]["name"]: _live(cluster, m) for m in workloads}
-    there = {name: found for name, found in live.items() if found is not None}
-    if not there:
+    return [Change(m, live, _applied(cluster, m, live)) for m in workloads for live in [_live(cluster, m)]]
+
+
+def words(plan: Plan, found: list[Change]) -> str | None:
+    """One line on what an apply does to replicas: added, removed, restarted; None for a stack that is not there."""
+    if all(one.live is None for one in found):
         return None
     gpus = plan.choice.topology.gpus
-    after = {m["metadata"]["name"]: _applied(cluster, m, there.get(m["metadata"]["name"])) for m in workloads}
-    restarted = [
-        m
-        for m in workloads
-        if (live_ := there.get(m["metadata"]["name"])) is not None
-        and ((made := after[m["metadata"]["name"]]) is None or _pods(made) != _pods(live_))
-    ]
     said = []
+    restarted = [one for one in found if one.restarts]
     if restarted:
-        said.append(_restarted(plan, restarted, there))
-    before = sum(_replicas(found) for found in there.values())
-    then = sum(_then(plan, m, there.get(m["metadata"]["name"]), after[m["metadata"]["name"]]) for m in workloads)
+        # The plan's words, for as many replicas as really run; of none that are wanted none comes back.
+        running = sum(_replicas(one.live) for one in restarted)
+        said.append(rollout(plan, running if plan.spec.replicas else 0).words)
+    before = sum(_replicas(one.live) for one in found)
+    then = sum(_then(plan, one) for one in found)
     if then > before:
         more = then - before
         text = f"adds {more} replica{'s' * (more != 1)}, {more * gpus} GPU{'s' * (more * gpus != 1)} more"
@@ -87,19 +99,35 @@ def words(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None
     return "; ".join(said) or "restarts no pod"
 
 
-def _then(plan: Plan, manifest: Manifest, live: Manifest | None, made: Manifest | None) -> int:
+def refused_preview(cluster: Cluster, plan: Plan, found: list[Change]) -> str | None:
+    """Why Pulumi's provider will refuse to preview a change that it can make; None where it will not.
+
+    It previews by a dry run that does not take the fields over, so two alternatives, the old one and the new one, meet:
+    https://github.com/pulumi/pulumi-kubernetes/issues/2843.
+    """
+    for one in found:
+        if one.live is None or one.made is None or not _only_created(one.live):
+            continue
+        try:
+            cluster.apply(one.wanted, _MANAGER, dry_run=True, force=True)
+        except ApiError as error:
+            # A fixed field makes the provider replace the object, which it previews otherwise.
+            if error.status == 422 and "immutable" not in str(error):
+                fields = ", ".join(cause.get("field", "") for cause in error.causes)
+                return (
+                    f"Pulumi's provider will refuse to preview the change of {fields} of {one.wanted['kind']}"
+                    f" {one.wanted['metadata']['name']}, which it has created and not changed since; the change itself"
+                    f" works: `pulumi up --skip-preview -s {plan.stack or plan.name}`"
+                )
+    return None
+
+
+def _then(plan: Plan, one: Change) -> int:
     """Replicas after the change. An autoscaler goes on from those that run, within its bounds."""
     scale = plan.spec.autoscale
-    if scale is not None and live is not None and scaling.is_left(manifest):
-        return min(max(_replicas(live), scale.min), scale.max)
-    return _replicas(made or manifest)
-
-
-def _restarted(plan: Plan, restarted: list[Manifest], there: dict[str, Manifest]) -> str:
-    """The plan's words, for as many replicas as really run."""
-    running = sum(_replicas(there[m["metadata"]["name"]]) for m in restarted)
-    # Of none that are wanted none comes back.
-    return rollout(plan, running if plan.spec.replicas else 0).words
+    if scale is not None and one.live is not None and scaling.is_left(one.wanted):
+        return min(max(_replicas(one.live), scale.min), scale.max)
+    return _replicas(one.made or one.wanted)
 
 
 def _live(cluster: Cluster, manifest: Manifest) -> Manifest | None:
@@ -126,44 +154,20 @@ def _applied(cluster: Cluster, manifest: Manifest, live: Manifest | None) -> Man
         return None
 
 
-def refused_preview(cluster: Cluster, plan: Plan, manifests: list[Manifest]) -> str | None:
-    """Why Pulumi's provider will refuse to preview a change that it can make; None where it will not.
-
-    It previews by a dry run that does not take the fields over, so two alternatives, the old one and the new one, meet:
-    https://github.com/pulumi/pulumi-kubernetes/issues/2843.
-    """
-    for manifest in manifests:
-        if manifest["kind"] != plan.tier_form.kind or manifest["kind"] not in _PODS:
-            continue
-        live = _live(cluster, manifest)
-        if live is None or not _only_created(live) or _applied(cluster, manifest, live) is None:
-            continue
-        try:
-            cluster.apply(manifest, _MANAGER, dry_run=True, force=True)
-        except ApiError as error:
-            # A fixed field makes the provider replace the object, which it previews otherwise.
-            if error.status == 422 and "immutable" not in str(error):
-                fields = ", ".join(cause.get("field", "") for cause in error.causes)
-                return (
-                    f"Pulumi's provider will refuse to preview the change of {fields} of {manifest['kind']}"
-                    f" {manifest['metadata']['name']}, which it has created and not changed since; the change itself"
-                    f" works: `pulumi up --skip-preview -s {plan.stack or plan.name}`"
-                )
-    return None
-
-
 def _only_created(live: Manifest) -> bool:
-    """Pulumi's provider has created the object and never changed it."""
-    entries = live["metadata"].get("managedFields") or []
-    mine = [entry.get("operation") for entry in entries if str(entry.get("manager")).startswith(_CREATOR)]
-    return bool(mine) and "Apply" not in mine
+    """Pulumi's provider has created the object and never changed it.
+
+    The provider (4.29 and later) creates without an apply, and takes the fields over with the first change:
+    provider/pkg/await/await.go of pulumi-kubernetes, fixCSAFieldManagers, read on 2026-11-28.
+    """
+    ways = [entry.get("operation") for entry in held_by_pulumi(live)]
+    return bool(ways) and "Apply" not in ways
 
 
 def _manager(live: Manifest) -> str:
-    """The field manager by which Pulumi applied the object."""
-    entries = live["metadata"].get("managedFields") or []
-    names = [str(entry.get("manager")) for entry in entries if entry.get("operation") == "Apply"]
-    return next((name for name in names if name.startswith("pulumi")), names[0] if names else _MANAGER)
+    """The field manager by which Pulumi applied the object, or else who did."""
+    entries = [*held_by_pulumi(live), *(live["metadata"].get("managedFields") or [])]
+    return next((str(entry.get("manager")) for entry in entries if entry.get("operation") == "Apply"), _MANAGER)
 
 
 def _pods(workload: Manifest) -> Any:
@@ -177,7 +181,9 @@ def _pods(workload: Manifest) -> Any:
     return found
 
 
-def _replicas(workload: Manifest) -> int:
+def _replicas(workload: Manifest | None) -> int:
+    if workload is None:
+        return 0
     if workload["kind"] == "RayService":
         return 1
     return int((workload.get("spec") or {}).get("replicas", 1))

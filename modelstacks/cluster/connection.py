@@ -92,6 +92,12 @@ def identifier(obj: Manifest) -> str:
     return f"{metadata['namespace']}/{metadata['name']}" if metadata.get("namespace") else str(metadata["name"])
 
 
+def held_by_pulumi(live: Manifest) -> list[Manifest]:
+    """The entries of `managedFields` that are Pulumi's, whatever its provider called itself."""
+    entries = live["metadata"].get("managedFields") or []
+    return [entry for entry in entries if str(entry.get("manager")).startswith("pulumi")]
+
+
 class Cluster:
     """One API server as the provider's configuration reaches it."""
 

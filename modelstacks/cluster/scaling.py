@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelstacks.cluster.connection import Cluster, Kind, Manifest
+from modelstacks.cluster.connection import Cluster, Kind, Manifest, held_by_pulumi
 from modelstacks.cluster.findings import Finding, note, problem
 from modelstacks.cluster.pods import events_of
 from modelstacks.cluster.snapshot import Snapshot, condition
@@ -64,10 +64,7 @@ def _keep(cluster: Cluster, manifest: Manifest) -> None:
 
 def _set_by_pulumi(live: Manifest) -> bool:
     """Whether Pulumi holds the replicas of a live object."""
-    return any(
-        str(entry.get("manager")).startswith("pulumi") and "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
-        for entry in live["metadata"].get("managedFields") or []
-    )
+    return any("f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {}) for entry in held_by_pulumi(live))
 
 
 def examine(snapshot: Snapshot, plan: Plan) -> list[Finding]:

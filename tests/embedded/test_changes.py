@@ -70,11 +70,11 @@ def created(space: Cluster) -> Cluster:
 def test_the_first_change_of_a_stack(created: Cluster, after: dict[str, Any], says: str, refused: str | None) -> None:
     """What really restarts is said, and a preview that alone will be refused."""
     decided = decide(**after)
-    manifests = render.render(decided, CATALOG)
-    words = change.words(created, decided, manifests)
+    found = change.changes(created, decided, render.render(decided, CATALOG))
+    words = change.words(decided, found)
     assert words is not None
     assert words.startswith(says)
-    said = change.refused_preview(created, decided, manifests)
+    said = change.refused_preview(created, decided, found)
     assert (said is None) == (refused is None), said
     if refused is not None:
         assert said is not None

@@ -192,10 +192,10 @@ def test_a_preview_says_what_it_does_to_running_pods(before: dict[str, Any], aft
     there["metadata"]["managedFields"] = [{"manager": "pulumi-kubernetes-1", "operation": "Apply"}]
     live_ = {("Deployment", "test"): there}
     wanted = decide(**after)
-    said = change.words(Played(live_), wanted, render.render(wanted, CATALOG))  # type: ignore[arg-type]
+    said = change.words(wanted, change.changes(Played(live_), wanted, render.render(wanted, CATALOG)))  # type: ignore[arg-type]
     assert said is not None
     assert says in said
-    assert change.words(Played({}), wanted, render.render(wanted, CATALOG)) is None  # type: ignore[arg-type]
+    assert change.words(wanted, change.changes(Played({}), wanted, render.render(wanted, CATALOG))) is None  # type: ignore[arg-type]
 
 
 def test_another_launcher_waits_for_no_gpus_that_the_old_one_holds() -> None:

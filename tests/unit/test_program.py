@@ -269,6 +269,7 @@ def test_replicas_that_run_are_changed_one_after_the_other(monkeypatch: pytest.M
     there = {"deepseek-r1-0", "deepseek-r1-1"}
     live = SimpleNamespace(items=lambda *_, **__: [], get=lambda _kind, _space, name: {} if name in there else None)
     monkeypatch.setattr(program, "preflight", lambda *_: live)
+    monkeypatch.setattr(program.change, "changes", lambda *_: [])
     monkeypatch.setattr(program.change, "words", lambda *_: "restarts 4 pods")
     monkeypatch.setattr(program.watch, "start", lambda *_: None)
     asked: dict[str, pulumi.ResourceOptions] = {}
