@@ -35,6 +35,8 @@ def prepare(layout: Layout, root: Path) -> None:
     local = folder(layout)
     (local / "stacks").mkdir(parents=True, exist_ok=True)
     layout.pulumi_backend.mkdir(parents=True, exist_ok=True)
+    for sidecar in layout.pulumi_backend.rglob("*.attrs"):  # of states made before backend_url() left them out
+        sidecar.unlink(missing_ok=True)
     if not layout.passphrase.is_file():
         _write(layout.passphrase, secrets.token_urlsafe(32), mode=0o600)
     project: dict[str, Any] = {
@@ -83,6 +85,16 @@ def _declared(path: Path) -> Mapping[str, Any]:
         return {}
 
 
+def backend_url(folder: Path) -> str:
+    """What Pulumi calls state in a local folder, without the sidecar file (`.attrs`) that it writes beside each file.
+
+    The state itself is replaced in one step, the sidecar is not: a `pulumi` that is killed between its creation and
+    its content leaves it empty, and from then on every command ends with "failed to load checkpoint: EOF", `pulumi
+    cancel` too. Nothing that Pulumi needs is in it (gocloud.dev/blob/fileblob, `metadata`; seen with Pulumi 3.259).
+    """
+    return f"{folder.as_uri()}?metadata=skip"
+
+
 def environment(layout: Layout, pulumi: Path, kubectl: Path | None) -> dict[str, str]:
     """The variables that make a typed `pulumi` and `kubectl` act on the embedded cluster."""
     path = [str(layout.plugins), str(pulumi.parent)]
@@ -92,7 +104,7 @@ def environment(layout: Layout, pulumi: Path, kubectl: Path | None) -> dict[str,
     return {
         "PATH": os.pathsep.join([*dict.fromkeys(path), *rest]),
         "KUBECONFIG": str(layout.kubeconfig),
-        "PULUMI_BACKEND_URL": layout.pulumi_backend.as_uri(),
+        "PULUMI_BACKEND_URL": backend_url(layout.pulumi_backend),
         "PULUMI_CONFIG_PASSPHRASE_FILE": str(layout.passphrase),
         "PULUMI_OPTION_CWD": str(folder(layout)),
         "PULUMI_SKIP_UPDATE_CHECK": "true",

@@ -77,6 +77,17 @@ def test_a_broken_file_of_another_stack_stops_nothing(layout: Layout, root: Path
     assert config(layout, "quickstart")
 
 
+def test_state_has_no_file_that_a_kill_can_leave_half_written(layout: Layout, root: Path) -> None:
+    """An empty sidecar, which no option keeps from being read, goes; the state beside it stays."""
+    stacks = layout.pulumi_backend / ".pulumi" / "stacks" / "modelstacks"
+    stacks.mkdir(parents=True)
+    (stacks / "quickstart.json").write_text("{}")
+    (stacks / "quickstart.json.attrs").touch()
+    workspace.prepare(layout, root)
+    assert [path.name for path in stacks.iterdir()] == ["quickstart.json"]
+    assert workspace.environment(layout, Path("/bin/pulumi"), None)["PULUMI_BACKEND_URL"].endswith("?metadata=skip")
+
+
 def test_a_lock_is_stale_when_its_process_is_gone(layout: Layout) -> None:
     """A killed `pulumi up` must not need a hand to be run again."""
     locks = layout.pulumi_backend / ".pulumi" / "locks" / "organization" / "modelstacks" / "mine"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
+from modelstacks.local import workspace
 from modelstacks.local.layout import Layout
 from modelstacks.local.plugins.install import install
 from modelstacks.local.toolchain import pulumi_program
@@ -136,7 +137,7 @@ def stack(embedded_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> It
     environment = os.environ | {
         "PATH": f"{root / 'bin'}:{pulumi.parent}:{os.environ['PATH']}",
         "PULUMI_HOME": str(root / "home"),
-        "PULUMI_BACKEND_URL": (root / "state").as_uri(),
+        "PULUMI_BACKEND_URL": workspace.backend_url(root / "state"),
         "PULUMI_CONFIG_PASSPHRASE": "test",
         "PULUMI_SKIP_UPDATE_CHECK": "true",
     }
