@@ -40,6 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "Pulumi.yaml").write_text((shipped / "Pulumi.yaml").read_text())
     stack_file(tmp_path).write_text((shipped / "stacks" / f"Pulumi.{STACK}.yaml").read_text())
     yield tmp_path
+    # What a failure leaves nothing of otherwise.
+    for replica in sorted((Layout.of(tmp_path).state / "ray").glob("*/*")):
+        print(replica.name, json.dumps(Folder(replica).status(), indent=1), processes.tail(Folder(replica).log, 30))
     command.down(tmp_path, None, print)
     assert not processes.running(tmp_path, {Path(sys.executable).name}), "nothing is left running"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -24,12 +23,10 @@ from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 from ray.util import placement_group_table
 
-from modelstacks.local.raycluster.state import Folder, NodeSpec
+from modelstacks.local.raycluster.nodes import SimulatedNodes
+from modelstacks.local.raycluster.state import Folder
 
 _HEAD_MEMORY = 200 * 2**20
-_NODE_MEMORY = 100 * 2**20
-# A lost node comes back as a worker pod would, and sooner.
-_REPLACED_AFTER_S = 3.0
 _BEAT_S = 0.5
 
 
@@ -39,10 +36,9 @@ class Runner:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._deployed: dict[str, Any] | None = None
-        self._nodes: list[tuple[NodeSpec, Any]] = []
-        self._lost: list[tuple[float, NodeSpec]] = []
         self._client: Any = None
         self._cluster: Any = None
+        self._nodes: Any = None
         self._temp = ""
         self._port = 0
 
@@ -62,6 +58,7 @@ class Runner:
                 "dashboard_agent_listen_port": 0, "include_log_monitor": False, "no_monitor": True,
             },
         )  # fmt: skip
+        self._nodes = SimulatedNodes(self._cluster, Path(self._temp))
         ray.init(self._cluster.address, namespace="serve", log_to_driver=False, configure_logging=False)
         self._port = wanted.port
         serve.start(http_options={"host": "127.0.0.1", "port": wanted.port, "location": "EveryNode"})
@@ -70,9 +67,7 @@ class Runner:
     def beat(self) -> None:
         """Add missing nodes, deploy a changed config, write the status."""
         wanted = self._folder.wanted()
-        for spec in wanted.nodes[len(self._nodes) + len(self._lost) :]:
-            self._nodes.append((spec, self._add(spec)))
-        self._replace_lost()
+        self._nodes.keep(wanted.nodes)
         if wanted.serve_config != self._deployed:
             self._client.deploy_apps(ServeDeploySchema.model_validate(wanted.serve_config))
             self._deployed = wanted.serve_config
@@ -91,27 +86,6 @@ class Runner:
     def _begun(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "temp": self._temp}
 
-    def _add(self, spec: NodeSpec) -> Any:
-        kind = {f"accelerator_type:{spec.accelerator_type}": 1} if spec.accelerator_type else {}
-        return self._cluster.add_node(
-            num_cpus=spec.cpus, num_gpus=spec.gpus, resources=kind, object_store_memory=_NODE_MEMORY,
-            dashboard_agent_listen_port=0, env_vars={"MODELSTACKS_SIMULATED_NODE": json.dumps(spec.facts)},
-        )  # fmt: skip
-
-    def _replace_lost(self) -> None:
-        now = time.monotonic()
-        for spec, node in list(self._nodes):
-            if "raylet" not in {name for name, _ in node.live_processes()}:
-                self._nodes.remove((spec, node))
-                # Its other processes may be gone by themselves, or not reaped yet.
-                with contextlib.suppress(AssertionError, OSError):
-                    self._cluster.remove_node(node, allow_graceful=False)
-                self._lost.append((now, spec))
-        for since, spec in list(self._lost):
-            if now - since >= _REPLACED_AFTER_S:
-                self._lost.remove((since, spec))
-                self._nodes.append((spec, self._add(spec)))
-
     def _status(self) -> dict[str, Any]:
         applications = serve.status().applications
         apps = {
@@ -129,13 +103,7 @@ class Runner:
             "address": self._cluster.address,
             "port": self._port,
             "applications": apps,
-            "nodes": [
-                {
-                    "id": node.node_id,
-                    "raylet": next((p.process.pid for p in node.all_processes.get("raylet", [])), None),
-                }
-                for _, node in self._nodes
-            ],
+            "nodes": self._nodes.status(),
             "placement": _placement(),
         }
 
@@ -172,7 +140,11 @@ def main(arguments: list[str]) -> int:
     try:
         runner.start()
         while not ended:
-            runner.beat()
+            try:
+                runner.beat()
+            # Serve's controller is an actor, which Ray starts again when it is lost.
+            except ray.exceptions.RayError as error:
+                print(f"Serve does not answer, trying again: {error}", file=sys.stderr, flush=True)
             # Every node that Ray makes puts a handler of its own here, which would drain that node for a while.
             signal.signal(signal.SIGTERM, end)
             signal.signal(signal.SIGINT, end)
