@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> int:
             try:
                 runner.beat()
             # Serve's controller is an actor, which Ray starts again when it is lost.
-            except ray.exceptions.RayError as error:
+            except ray.exceptions.RayActorError as error:
                 print(f"Serve does not answer, trying again: {error}", file=sys.stderr, flush=True)
             # Every node that Ray makes puts a handler of its own here, which would drain that node for a while.
             signal.signal(signal.SIGTERM, end)
