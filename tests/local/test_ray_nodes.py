@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from modelstacks.local.raycluster import nodes as ray_nodes
-from modelstacks.local.raycluster.nodes import SimulatedNodes
+from modelstacks.local.raycluster.nodes import REPLACED_AFTER_S, SimulatedNodes
 from modelstacks.local.raycluster.state import NodeSpec
 
 WHOLE = NodeSpec(gpus=8, accelerator_type="H100", cpus=16)
@@ -48,8 +46,12 @@ class FakeCluster:
         program.parent.mkdir(exist_ok=True)
         if not program.exists():
             program.symlink_to(sys.executable)
-        raylet = subprocess.Popen([str(program), "-c", "import time; time.sleep(600)", f"{self.temp}/sockets"])
+        code = "import time; print('begun', flush=True); time.sleep(600)"
+        raylet = subprocess.Popen([str(program), "-c", code, f"{self.temp}/sockets"], stdout=subprocess.PIPE)
         self.raylets.append(raylet)
+        # The command line of a process that only just begins is empty; Ray gives up after half a minute.
+        assert raylet.stdout is not None
+        assert raylet.stdout.readline() == b"begun\n"
         how = self.fails.pop(0) if self.fails else ""
         if how == "early":
             raise Exception("The current node timed out during startup")
@@ -70,13 +72,12 @@ class FakeCluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
-    monkeypatch.setattr(ray_nodes, "REPLACED_AFTER_S", 0.2)
+def cluster(tmp_path: Path) -> Iterator[FakeCluster]:
     found = FakeCluster(tmp_path)
     yield found
     for raylet in found.raylets:
         raylet.kill()
-        raylet.wait()
+        raylet.communicate()
 
 
 def kept(cluster: FakeCluster, nodes: SimulatedNodes) -> list[int]:
@@ -92,16 +93,18 @@ def test_a_node_that_does_not_start_is_tried_again(
     cluster: FakeCluster, how: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """And the half of it that was started is gone, which would join as one node too many."""
-    nodes = SimulatedNodes(cluster, cluster.temp)
+    now = 100.0
+    nodes = SimulatedNodes(cluster, cluster.temp, lambda: now)
     cluster.fails = ["", how, how]
     nodes.keep([WHOLE, OTHER])
     _settle(cluster)
     assert kept(cluster, nodes) == [8]
     assert "a node did not start, another is tried: " in capfd.readouterr().err
+    now += 0.9 * REPLACED_AFTER_S
     nodes.keep([WHOLE, OTHER])
     assert kept(cluster, nodes) == [8], "not at once"
     for _ in range(2):
-        time.sleep(0.3)
+        now += REPLACED_AFTER_S
         nodes.keep([WHOLE, OTHER])
         _settle(cluster)
     assert kept(cluster, nodes) == [8, 4]
@@ -109,13 +112,14 @@ def test_a_node_that_does_not_start_is_tried_again(
 
 def test_a_lost_node_is_replaced_by_one_like_it(cluster: FakeCluster) -> None:
     """After a moment, as a pod would be, and what else is wanted meanwhile is added beside it."""
-    nodes = SimulatedNodes(cluster, cluster.temp)
+    now = 100.0
+    nodes = SimulatedNodes(cluster, cluster.temp, lambda: now)
     nodes.keep([OTHER, WHOLE])
     cluster.raylets[0].kill()
     cluster.raylets[0].wait()
     nodes.keep([OTHER, WHOLE])
     assert kept(cluster, nodes) == [8]
-    time.sleep(0.3)
+    now += REPLACED_AFTER_S
     nodes.keep([OTHER, WHOLE, WHOLE])
     assert kept(cluster, nodes) == [8, 4, 8]
 

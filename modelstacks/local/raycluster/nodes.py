@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,17 @@ REPLACED_AFTER_S = 3.0
 class SimulatedNodes:
     """Nodes of `cluster` (ray.cluster_utils.Cluster) whose sockets are in the folder `temp`."""
 
-    def __init__(self, cluster: Any, temp: Path) -> None:
+    def __init__(self, cluster: Any, temp: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster = cluster
         self._temp = temp
+        self._clock = clock
         self._nodes: list[tuple[NodeSpec, Any]] = []
-        # With the time, of the monotonic clock, from which each may be added.
+        # With the time of the clock from which each may be added; what is wanted newly, at once.
         self._missing: list[tuple[float, NodeSpec]] = []
 
     def keep(self, wanted: Sequence[NodeSpec]) -> None:
         """Add what is wanted and not there; take lost nodes away, and add others for them a moment later."""
-        self._missing += [(0.0, spec) for spec in wanted[len(self._nodes) + len(self._missing) :]]
+        self._missing += [(float("-inf"), spec) for spec in wanted[len(self._nodes) + len(self._missing) :]]
         self._remove_lost()
         self._add_missing()
 
@@ -48,11 +49,11 @@ class SimulatedNodes:
             if "raylet" not in {name for name, _ in node.live_processes()}:
                 self._nodes.remove((spec, node))
                 self._remove(node)
-                self._missing.append((time.monotonic() + REPLACED_AFTER_S, spec))
+                self._missing.append((self._clock() + REPLACED_AFTER_S, spec))
 
     def _add_missing(self) -> None:
         for due, spec in list(self._missing):
-            if time.monotonic() < due:
+            if self._clock() < due:
                 continue
             self._missing.remove((due, spec))
             try:
@@ -61,7 +62,7 @@ class SimulatedNodes:
             except Exception as error:
                 print(f"a node did not start, another is tried: {error}", file=sys.stderr, flush=True)
                 self._end_half_started()
-                self._missing.append((time.monotonic() + REPLACED_AFTER_S, spec))
+                self._missing.append((self._clock() + REPLACED_AFTER_S, spec))
 
     def _add(self, spec: NodeSpec) -> Any:
         kind = {f"accelerator_type:{spec.accelerator_type}": 1} if spec.accelerator_type else {}
