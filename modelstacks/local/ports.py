@@ -48,6 +48,38 @@ def a_free_one() -> int:
         return port
 
 
+def hold() -> socket.socket:
+    """A socket bound to a free port, which no other program gets while it is open, be it in a process that inherits it.
+
+    Servers of the same user that share a port among them (SO_REUSEPORT) can listen on it, as Ray Serve's proxies do.
+    """
+    for port in range(FIRST, LAST):
+        holder = socket.socket()
+        try:
+            holder.bind((HOST, port))
+        except OSError:
+            holder.close()
+            continue
+        # After it was bound: two that ask at once would share it otherwise.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.set_inheritable(True)
+        return holder
+    raise _none_free()
+
+
+def hold_on(port: int) -> socket.socket:
+    """Another socket like that of `hold`, for a port that this user's programs still have, and are about to leave."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        holder.bind((HOST, port))
+    except OSError:
+        holder.close()
+        return hold()
+    holder.set_inheritable(True)
+    return holder
+
+
 def remembered(path: Path) -> dict[str, int]:
     """The ports chosen earlier, or nothing if there is no readable choice."""
     try:
@@ -100,7 +132,11 @@ def _candidates(path: Path) -> Iterator[int]:
     start = int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:4], "big") % (LAST - FIRST)
     for step in range(LAST - FIRST):
         yield FIRST + (start + step) % (LAST - FIRST)
-    raise ClusterError(
+    raise _none_free()
+
+
+def _none_free() -> ClusterError:
+    return ClusterError(
         f"no free port between {FIRST} and {LAST} on {HOST}",
         next_step="stop some of the programs that listen there (ss -ltnp lists them)",
     )

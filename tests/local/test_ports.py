@@ -108,3 +108,31 @@ def test_fixed_port_is_compared_with_the_remembered_one(tmp_path, monkeypatch):
     assert ports.as_fixed(file)
     monkeypatch.setenv(ports.API_PORT_ENV, "1234")
     assert not ports.as_fixed(file)
+
+
+def test_a_port_that_is_held_is_for_one_alone():
+    """Two that start at once get two; what shares ports can still listen on its own, and nobody else can."""
+    with ports.hold() as one, ports.hold() as two:
+        port = one.getsockname()[1]
+        assert port != two.getsockname()[1]
+        assert not ports.is_free(port)
+        with socket.socket() as serve:
+            serve.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            serve.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            serve.bind((ports.HOST, port))
+            serve.listen()
+            with socket.create_connection((ports.HOST, port), timeout=5):
+                serve.accept()[0].close()
+            with ports.hold_on(port) as again:
+                one.close()
+                serve.close()
+                assert again.getsockname()[1] == port
+                assert not ports.is_free(port)
+
+
+def test_a_port_that_another_took_is_not_held_on_to():
+    """Another free one is, then."""
+    with socket.socket() as stranger:
+        stranger.bind((ports.HOST, 0))
+        with ports.hold_on(stranger.getsockname()[1]) as other:
+            assert ports.FIRST <= other.getsockname()[1] < ports.LAST

@@ -20,19 +20,25 @@ import pytest
 
 from modelstacks import project
 from modelstacks.errors import BadInput, ClusterError
-from modelstacks.local import processes
+from modelstacks.local import locks, processes
 from modelstacks.local.layout import STATE_DIR_ENV, Layout
 from modelstacks.local.raycluster import command
 from modelstacks.local.raycluster.state import Folder, NodeSpec, Wanted
 from tests.waiting import eventually
 
-# One after the other: a Ray cluster is 1.8 GiB, and two of them are the most that a test has at once.
-pytestmark = pytest.mark.xdist_group("ray")
 STACK = "deepseek-r1"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def alone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+    """One after the other: a Ray cluster is 1.8 GiB, and two of them are the most that a test has at once."""
+    run = tmp_path_factory.getbasetemp()
+    with locks.held((run if worker_id == "master" else run.parent) / "ray.lock", print, "another test has a Ray"):
+        yield
+
+
+@pytest.fixture
+def folder(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project with one stack over two nodes, whose local Ray is gone afterwards."""
     monkeypatch.setenv(STATE_DIR_ENV, str(tmp_path / "state"))
     shipped = project.root()

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,26 +212,30 @@ def _want(
     )
     # What a running cluster was asked for, be it still starting.
     before = folder.wanted() if _runs(folder) else None
-    port = _free_port(home) if before is None else before.port
     count = worker["replicas"] if nodes.nodes is None else nodes.nodes
-    wanted = Wanted(config, (spec,) * count, port)
+    wanted = Wanted(config, (spec,) * count, 0 if before is None else before.port)
     if before == wanted:
         report(f"{name} runs already, unchanged")
         return
-    if before is not None and before.nodes != wanted.nodes:
-        report(f"{name} gets other nodes: restarting it")
-        _stop(folder.path, keep=True)
-        before = None
-    folder.want(wanted)
-    if before is not None:
+    if before is not None and before.nodes == wanted.nodes:
+        folder.want(wanted)
         report(f"{name} has another plan: changing it in place")
         return
-    _sweep(folder)
-    (folder.path / "status.json").unlink(missing_ok=True)
-    what = " ".join(filter(None, (str(spec.gpus), spec.accelerator_type)))
-    report(f"{name}: a Ray head and {count} nodes with {what} each, on loopback")
-    command = [sys.executable, "-m", "modelstacks.local.raycluster.runner", str(folder.path)]
-    processes.start(command, environment=environment(decided, folder), log=folder.log)
+    if before is None:
+        holder = ports.hold()
+    else:
+        report(f"{name} gets other nodes: restarting it")
+        holder = ports.hold_on(before.port)
+        _stop(folder.path, keep=True)
+    # The process inherits the socket: Serve listens only a minute later, and then shares its port with any other Serve.
+    with holder:
+        folder.want(replace(wanted, port=holder.getsockname()[1]))
+        _sweep(folder)
+        (folder.path / "status.json").unlink(missing_ok=True)
+        what = " ".join(filter(None, (str(spec.gpus), spec.accelerator_type)))
+        report(f"{name}: a Ray head and {count} nodes with {what} each, on loopback")
+        command = [sys.executable, "-m", "modelstacks.local.raycluster.runner", str(folder.path)]
+        processes.start(command, environment=environment(decided, folder), log=folder.log)
 
 
 def _mount(manifests: list[Manifest], service: Manifest, folder: Folder) -> Path:
@@ -309,11 +313,6 @@ def _answers(port: int) -> bool:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException):
         return False
-
-
-def _free_port(home: Path) -> int:
-    taken = {Folder(path).wanted().port for path in home.parent.glob("*/*") if (path / "wanted.json").is_file()}
-    return next(port for port in range(ports.FIRST, ports.LAST) if port not in taken and ports.is_free(port))
 
 
 def _runs(folder: Folder) -> bool:
