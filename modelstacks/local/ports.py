@@ -54,28 +54,27 @@ def hold() -> socket.socket:
     Servers of the same user that share a port among them (SO_REUSEPORT) can listen on it, as Ray Serve's proxies do.
     """
     for port in range(FIRST, LAST):
-        holder = socket.socket()
-        try:
-            holder.bind((HOST, port))
-        except OSError:
-            holder.close()
-            continue
-        # After it was bound: two that ask at once would share it otherwise.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.set_inheritable(True)
-        return holder
+        if (holder := _bound(port, shared=False)) is not None:
+            return holder
     raise _none_free()
 
 
 def hold_on(port: int) -> socket.socket:
     """Another socket like that of `hold`, for a port that this user's programs still have, and are about to leave."""
+    return _bound(port, shared=True) or hold()
+
+
+def _bound(port: int, *, shared: bool) -> socket.socket | None:
     holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
+        # Set before it is bound where others have it; after that where two that ask at once must not both get it.
+        if shared:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((HOST, port))
     except OSError:
         holder.close()
-        return hold()
+        return None
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     holder.set_inheritable(True)
     return holder
 

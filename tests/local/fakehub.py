@@ -15,13 +15,18 @@ REPOSITORY, COMMIT = "acme/model", "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Files by name, and what goes wrong: `refusals` answers in turn, `cut` ends a download in its middle, once."""
+    """Files by name, and what goes wrong: `refusals` answers in turn, `cut` ends a download in its middle, once.
+
+    The bytes of `held` files do not come: who waits for them does so until `release`, and gets none.
+    """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.refusals: list[tuple[int, dict[str, str]]] = []
         self.cut: set[str] = set()
         self.damaged: set[str] = set()
+        self.held: set[str] = set()
+        self.release = threading.Event()
         self.token: str | None = None
         self.asked: list[str] = []
         self.sent = 0
@@ -99,6 +104,10 @@ def serving(hub: Hub) -> Iterator[str]:
             self.send_header("Content-Length", str(len(content) - begin))
             self.end_headers()
             if not body:
+                return
+            if name in hub.held:
+                hub.release.wait(120)
+                self.close_connection = True
                 return
             piece = content[begin:]
             if name in hub.cut:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,10 +37,7 @@ class SimulatedNodes:
 
     def status(self) -> list[dict[str, Any]]:
         """Ray's id of each node and the pid of its raylet."""
-        return [
-            {"id": node.node_id, "raylet": next((p.process.pid for p in node.all_processes.get("raylet", [])), None)}
-            for _, node in self._nodes
-        ]
+        return [{"id": node.node_id, "raylet": next(iter(_raylets(node)), None)} for _, node in self._nodes]
 
     def _remove_lost(self) -> None:
         for spec, node in list(self._nodes):
@@ -80,9 +75,11 @@ class SimulatedNodes:
         """End what is left of a node that Ray gave up, before it joins as one too many."""
         for node in self._cluster.worker_nodes - {node for _, node in self._nodes}:
             self._remove(node)
-        nodes = self._cluster.list_all_nodes()
-        known = {info.process.pid for node in nodes for info in node.all_processes.get("raylet", [])}
-        for process in processes.running(self._temp, {"raylet"}):
-            if process.pid not in known:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+        known = {pid for node in self._cluster.list_all_nodes() for pid in _raylets(node)}
+        processes.end(
+            lambda: [p for p in processes.running(self._temp, {"raylet"}) if p.pid not in known], patience_s=0
+        )
+
+
+def _raylets(node: Any) -> list[int]:
+    return [info.process.pid for info in node.all_processes.get("raylet", [])]
